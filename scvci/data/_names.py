@@ -1,0 +1,60 @@
+"""Labels of treatments and covariates: normalised to strings, looked up with helpful errors."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+
+def as_labels(column: pd.Series, key: str) -> np.ndarray:
+    """Turn a column of labels into an array of strings.
+
+    Integer and boolean codes become their text (``1`` → ``"1"``). No character has a meaning: a
+    ``+`` or ``/`` in a name stays as it is.
+
+    Raises
+    ------
+    ValueError
+        If a label is missing or empty, or two different labels have the same text.
+    """
+    missing = column.isna().to_numpy()
+    labels = column.astype(str).to_numpy(dtype=object)
+    empty = np.array([not label.strip() for label in labels], dtype=bool) & ~missing
+    if missing.any() or empty.any():
+        what, where = ("missing (NaN)", missing) if missing.any() else ("empty", empty)
+        first = column.index[int(np.argmax(where))]
+        raise ValueError(
+            f"obs[{key!r}] has {int(where.sum())} {what} values (first: cell {first!r}). A cell "
+            "without a label cannot be compared with anything; drop these cells or label them."
+        )
+    values = pd.unique(column)
+    if len({str(value) for value in values}) < len(values):
+        raise ValueError(
+            f"obs[{key!r}] mixes labels of different types with the same text, as 1 and '1'. They "
+            "would become one level; give the column one type."
+        )
+    return labels
+
+
+def nearest(name: str, known: Sequence[str], n: int = 3) -> list[str]:
+    """Known names most like ``name``, without regard to case."""
+    lower = {k.lower(): k for k in known}
+    matches = difflib.get_close_matches(name.lower(), list(lower), n=n, cutoff=0.4)
+    return [lower[m] for m in matches]
+
+
+def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
+    """Name what is unknown, the nearest known names, and how many there are."""
+    close = nearest(name, known)
+    hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
+    shown = ", ".join(map(repr, list(known)[:10])) + (", …" if len(known) > 10 else "")
+    return f"{kind} {name!r} is unknown to the model.{hint} Known: {shown}."
+
+
+def encode(labels: np.ndarray, known: Sequence[str], unknown: int = -1) -> np.ndarray:
+    """Index of each label among the known ones; ``unknown`` where there is none."""
+    codes = pd.Index(list(known)).get_indexer(pd.Index(labels))
+    return np.where(codes < 0, unknown, codes).astype(np.int64)

@@ -1,0 +1,132 @@
+"""Training, validation and test cells, and the loaders over them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import lightning.pytorch as pl
+import numpy as np
+from scvi import settings
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
+
+from ._sampler import CounterfactualDataset, CounterfactualSampler
+
+if TYPE_CHECKING:
+    from scvi.data import AnnDataManager
+
+
+def split_cells(
+    group: np.ndarray,
+    train_size: float = 0.9,
+    validation_size: float | None = None,
+    rng: np.random.Generator | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Split cells at random within groups.
+
+    Every group gives about the same share to each part, and keeps at least one training cell.
+
+    Parameters
+    ----------
+    group
+        Group of each cell, here its (stratum, treatment), shape ``(n_cells,)``.
+    train_size, validation_size
+        Shares; what is left is the test part. ``None`` gives all that is left to validation.
+    rng
+        Generator; ``None`` splits in the order of the cells.
+
+    Returns
+    -------
+    Rows of the training, validation and test parts, each in ascending order.
+
+    Raises
+    ------
+    ValueError
+        If the shares are not shares.
+    """
+    validation_size = 1 - train_size if validation_size is None else validation_size
+    if not (0 < train_size <= 1 and 0 <= validation_size < 1):
+        raise ValueError(
+            f"train_size={train_size} must lie in (0, 1] and validation_size={validation_size} in "
+            "[0, 1)."
+        )
+    if train_size + validation_size > 1 + 1e-9:
+        raise ValueError(f"train_size + validation_size = {train_size + validation_size} > 1.")
+    n = len(group)
+    key = np.arange(n) if rng is None else rng.permutation(n)
+    order = np.lexsort((key, group))
+    _, start, inverse, count = np.unique(
+        group[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    offset = np.full(len(start), 0.5) if rng is None else rng.random(len(start))
+    quantile = (np.arange(n) - start[inverse] + offset[inverse]) / count[inverse]
+    part = np.searchsorted([train_size, train_size + validation_size - 1e-9], quantile, "right")
+    if train_size + validation_size > 1 - 1e-9:
+        part = np.minimum(part, 1)
+    # The first cell of each group has the smallest quantile, so this only adds what was missing.
+    part[start] = 0
+    return tuple(np.sort(order[part == i]) for i in range(3))  # type: ignore[return-value]
+
+
+class CounterfactualSplitter(pl.LightningDataModule):
+    """Loaders of factual cells with drawn targets.
+
+    Parameters
+    ----------
+    adata_manager
+        Manager of the registered AnnData.
+    sampler
+        Draws targets and references from the training cells.
+    parts
+        Rows of the training, validation and test cells.
+    batch_size
+        Cells per batch.
+    seed
+        Seed of the validation draws.
+    pin_memory
+        Whether loaders pin memory.
+    """
+
+    def __init__(
+        self,
+        adata_manager: AnnDataManager,
+        sampler: CounterfactualSampler,
+        parts: tuple[np.ndarray, np.ndarray, np.ndarray],
+        batch_size: int,
+        seed: int,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__()
+        self.train_idx, self.val_idx, self.test_idx = parts
+        self.n_train, self.n_val = len(self.train_idx), len(self.val_idx)
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.seed = seed
+        self.pin_memory = pin_memory
+        self._base = adata_manager.create_torch_dataset()
+
+    def _loader(self, rows: np.ndarray, train: bool) -> DataLoader:
+        dataset = CounterfactualDataset(
+            self._base, rows, self.sampler, seed=None if train else self.seed
+        )
+        order = RandomSampler(dataset) if train else SequentialSampler(dataset)
+        # A batch is one item: a block of sparse rows is read and drawn for at once.
+        return DataLoader(
+            dataset,
+            sampler=BatchSampler(order, self.batch_size, drop_last=False),
+            batch_size=None,
+            num_workers=settings.dl_num_workers,
+            persistent_workers=settings.dl_persistent_workers,
+            pin_memory=self.pin_memory,
+        )
+
+    def train_dataloader(self) -> DataLoader:
+        """Shuffled batches with fresh draws."""
+        return self._loader(self.train_idx, train=True)
+
+    def val_dataloader(self) -> DataLoader | None:
+        """Batches that are the same in every epoch."""
+        return self._loader(self.val_idx, train=False) if self.n_val else None
+
+    def test_dataloader(self) -> DataLoader | None:
+        """Batches of the cells that neither training nor validation saw."""
+        return self._loader(self.test_idx, train=False) if len(self.test_idx) else None

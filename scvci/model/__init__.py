@@ -1,0 +1,5 @@
+"""Models."""
+
+from ._vci import VCI
+
+__all__ = ["VCI"]

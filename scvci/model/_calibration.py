@@ -1,0 +1,152 @@
+"""Marginal calibration: mean predictions of stratum x under t′ made to match the real cells."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi.module._constants import MODULE_KEYS
+
+if TYPE_CHECKING:
+    from scvci.data import CellReader, Statistics
+    from scvci.module import VCIModule
+
+#: Cells per stratum that are enough to know a stratum's mean prediction.
+_MAX_CELLS = 1000
+#: Passes of the fixed point; each one cell's predictions stay a composition.
+_N_PASSES = 4
+
+
+@torch.inference_mode()
+def fit_calibration(
+    module: VCIModule,
+    reader: CellReader,
+    indices: np.ndarray,
+    statistics: Statistics,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    r"""Shift of the linear predictor for each (stratum, treatment) and gene.
+
+    If treatment is unconfounded given x, the mean counterfactual of *all* cells of stratum x under
+    t′ equals the mean of the real cells of (x, t′). The shift :math:`s_{x,t'}` closes the gap. It
+    is the sum of the control's shift and of a change :math:`\delta_{x,t'}`, each shrunk towards
+    zero by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2` the
+    sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over genes.
+    A pair without real cells gets the control's shift of its stratum plus the mean change of the
+    treatment over the other strata.
+
+    Parameters
+    ----------
+    module
+        A trained module.
+    reader, indices
+        The training cells.
+    statistics
+        Moments of these cells.
+    rng
+        Picks cells of large strata.
+
+    Returns
+    -------
+    Shape ``(n_strata, n_treatments, n_genes)``.
+    """
+    shape = module.calibration.shape
+    mean = statistics.pair_mean.reshape(shape)
+    variance = statistics.pair_var.reshape(shape)
+    count = statistics.pair_count.reshape(shape[:2])
+    control = module.sizes.control
+    shift = np.zeros(shape, dtype=np.float32)
+    change = np.full(shape, np.nan, dtype=np.float32)
+    for x in range(shape[0]):
+        cells = _encode_stratum(module, reader, indices[reader.stratum[indices] == x], rng)
+        order = [control, *(t for t in range(shape[1]) if t != control)]
+        for t in order:
+            start = shift[x, control]
+            if count[x, t] == 0:
+                continue
+            predicted = _mean_prediction(module, cells, t, start)
+            gap = _shrunk_gap(module, mean[x, t], variance[x, t], count[x, t], predicted)
+            target = _moved(module, predicted, gap)
+            shift[x, t] = start + _solve(module, cells, t, start, target)
+            change[x, t] = shift[x, t] - start
+    observed = count > 0
+    for x, t in np.argwhere(~observed):
+        shift[x, t] = shift[x, control]
+        if observed[:, t].any():
+            shift[x, t] += change[observed[:, t], t].mean(axis=0)
+    return shift
+
+
+def _encode_stratum(
+    module: VCIModule, reader: CellReader, rows: np.ndarray, rng: np.random.Generator
+) -> dict[str, torch.Tensor]:
+    """Latent means and covariates of (a sample of) a stratum's cells."""
+    if len(rows) > _MAX_CELLS:
+        rows = rng.choice(rows, _MAX_CELLS, replace=False)
+    tensors = {k: v.to(module.device) for k, v in reader.tensors(np.sort(rows)).items()}
+    inputs = module._get_inference_input(tensors)
+    qz = module.inference(**inputs)[MODULE_KEYS.QZ_KEY]
+    return {"z": qz.loc, "covariates": inputs["covariates"]}
+
+
+def _mean_prediction(
+    module: VCIModule, cells: dict[str, torch.Tensor], treatment: int, shift: np.ndarray
+) -> np.ndarray:
+    """Mean expected expression at the reference size, shape ``(n_genes,)``."""
+    n = len(cells["z"])
+    outputs = module.generative(
+        z=cells["z"],
+        covariates=cells["covariates"],
+        size=module.reference_size.expand(n, 1),
+        treatment=torch.full((n,), treatment, device=module.device),
+        shift=torch.as_tensor(shift, device=module.device).expand(n, -1),
+    )
+    return outputs[MODULE_KEYS.PX_KEY].mean.mean(0).double().cpu().numpy()
+
+
+def _shrunk_gap(
+    module: VCIModule, mean: np.ndarray, variance: np.ndarray, n: int, predicted: np.ndarray
+) -> np.ndarray:
+    """Gap between real and predicted means on the linear predictor's scale, shrunk."""
+    if module.likelihood.is_count:
+        floor = 0.5 / n
+        gap = np.log((mean + floor) / (predicted + floor))
+        # Counts vary at least as much as a Poisson variable does.
+        noise = np.maximum(variance, predicted) / n / (predicted + floor) ** 2
+    else:
+        gap = mean - predicted
+        noise = variance / n
+    # Genes with little noise say most about how large true gaps are.
+    weight = 1 / (noise + np.median(noise) + 1e-12)
+    tau2 = max(float(np.average(gap**2 - noise, weights=weight)), 0.0)
+    return gap * tau2 / (tau2 + noise + 1e-12)
+
+
+def _moved(module: VCIModule, predicted: np.ndarray, gap: np.ndarray) -> np.ndarray:
+    """Target of the mean prediction: the prediction moved by the shrunk gap."""
+    if not module.likelihood.is_count:
+        return predicted + gap
+    target = predicted * np.exp(gap)
+    if module.likelihood.composition:
+        target *= predicted.sum() / target.sum()
+    return target
+
+
+def _solve(
+    module: VCIModule,
+    cells: dict[str, torch.Tensor],
+    treatment: int,
+    start: np.ndarray,
+    target: np.ndarray,
+) -> np.ndarray:
+    """Shift (beyond ``start``) at which the mean prediction equals ``target``."""
+    shift = np.zeros_like(start)
+    for _ in range(_N_PASSES if module.likelihood.is_count else 1):
+        predicted = _mean_prediction(module, cells, treatment, start + shift)
+        if module.likelihood.is_count:
+            tiny = 1e-12
+            shift = shift + np.log((target + tiny) / (predicted + tiny)).astype(shift.dtype)
+        else:
+            shift = shift + (target - predicted).astype(shift.dtype)
+    return shift

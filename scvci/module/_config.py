@@ -1,0 +1,144 @@
+"""Settings of the module, grouped and documented in one place."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes and inputs of the networks.
+
+    Attributes
+    ----------
+    kind
+        ``"effect"``: the decoder is a baseline plus a treatment effect that is zero for the
+        control. ``"paper"``: the reference implementation's networks (``z`` and the treatment code
+        concatenated, batch normalisation, rectified latent heads).
+    n_latent
+        Dimensions of the latent state z.
+    n_hidden
+        Width of the hidden layers.
+    n_layers
+        Hidden layers of the encoder and of the decoder's baseline.
+    dropout
+        Dropout rate of the encoder's hidden layers.
+    interaction
+        Whether the effect of a treatment may depend on the latent state.
+    decoder_covariates
+        Whether the decoder's baseline sees the covariates besides the latent state.
+    """
+
+    kind: Literal["effect", "paper"] = "effect"
+    n_latent: int = 10
+    n_hidden: int = 128
+    n_layers: int = 2
+    dropout: float = 0.0
+    interaction: bool = True
+    decoder_covariates: bool = False
+
+
+@dataclass(frozen=True)
+class Objective:
+    """Weights and arithmetic of the three terms of the objective (VCI paper, eq. of the bound).
+
+    Attributes
+    ----------
+    individual
+        Weight of the individual-specific likelihood.
+    covariate
+        Weight of the covariate-specific likelihood of the counterfactual.
+    divergence
+        Weight of the latent divergence.
+    covariate_term
+        Kind of the covariate-specific term, see :data:`scvci.module.COVARIATE_TERMS`.
+    n_samples
+        Latent draws per cell for the individual-specific likelihood (S).
+    n_reference
+        Real cells of (x, t′) drawn per cell (K) by the kinds that compare with single cells.
+    reduction
+        ``"sum"``: likelihoods are summed over genes, the units of the bound (nats per cell).
+        ``"mean"``: averaged over genes, as in the reference implementation.
+    kl
+        ``"exact"`` Kullback-Leibler divergence, or the ``"paper"`` form of the reference
+        implementation, which does not divide the squared difference of the means by the variance.
+    """
+
+    individual: float = 1.0
+    covariate: float = 1.0
+    divergence: float = 1.0
+    covariate_term: str = "moments"
+    n_samples: int = 1
+    n_reference: int = 8
+    reduction: Literal["sum", "mean"] = "sum"
+    kl: Literal["exact", "paper"] = "exact"
+
+
+@dataclass(frozen=True)
+class ModuleConfig:
+    """Everything that defines the module besides the sizes of the data."""
+
+    likelihood: str = "nb"
+    architecture: Architecture = field(default_factory=Architecture)
+    objective: Objective = field(default_factory=Objective)
+    target_sampling: Literal["balanced", "paper"] = "balanced"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as nested plain dictionaries."""
+        return asdict(self)
+
+
+#: Named settings. ``paper`` holds the reference implementation's gene settings
+#: (weights 1, 1.7, 0.1 on per-gene means; S = 30; K = 20).
+PRESETS: dict[str, ModuleConfig] = {
+    "default": ModuleConfig(),
+    "paper": ModuleConfig(
+        likelihood="normal",
+        architecture=Architecture(kind="paper", n_latent=128, n_hidden=128, n_layers=2),
+        objective=Objective(
+            individual=1.0,
+            covariate=1.7,
+            divergence=0.1,
+            covariate_term="kernel",
+            n_samples=30,
+            n_reference=20,
+            reduction="mean",
+            kl="paper",
+        ),
+        target_sampling="paper",
+    ),
+}
+
+
+def build_config(
+    preset: str,
+    likelihood: str | None = None,
+    architecture: dict[str, Any] | None = None,
+    objective: dict[str, Any] | None = None,
+) -> ModuleConfig:
+    """Start from a preset and replace what is given.
+
+    Raises
+    ------
+    ValueError
+        If the preset or the name of a setting is unknown.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"preset={preset!r} is unknown; choose one of {sorted(PRESETS)}.")
+    config = PRESETS[preset]
+    return replace(
+        config,
+        likelihood=likelihood or config.likelihood,
+        architecture=_updated(config.architecture, architecture, "architecture"),
+        objective=_updated(config.objective, objective, "objective"),
+    )
+
+
+def _updated[T: (Architecture, Objective)](group: T, changes: dict[str, Any] | None, name: str) -> T:
+    """Return ``group`` with the given (not ``None``) settings replaced."""
+    changes = {key: value for key, value in (changes or {}).items() if value is not None}
+    known = {f.name for f in fields(group)}
+    if unknown := set(changes) - known:
+        raise ValueError(f"Unknown {name} settings {sorted(unknown)}; known are {sorted(known)}.")
+    return replace(group, **changes)

@@ -1,0 +1,395 @@
+"""The VCI module: networks and the three terms of the objective."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module._constants import MODULE_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from scvci.data import _constants as keys
+
+from ._covariate_terms import Cells, Counterfactual, get_covariate_term
+from ._likelihoods import get_likelihood
+from ._networks import EffectDecoder, Encoder, PaperDecoder, PaperEncoder
+from ._terms import individual_term, latent_divergence
+
+if TYPE_CHECKING:
+    from torch.distributions import Distribution, Normal
+
+    from ._config import ModuleConfig
+
+
+@dataclass(frozen=True)
+class DataSizes:
+    """Sizes of the data that the networks are built for.
+
+    Attributes
+    ----------
+    n_genes
+        Genes.
+    treatment_codes
+        Code of each treatment, shape ``(n_treatments, n_code)``.
+    control
+        Index of the control among the treatments.
+    n_levels
+        Levels of each categorical covariate.
+    n_continuous
+        Continuous covariates.
+    n_strata
+        Observed combinations of covariate levels.
+    """
+
+    n_genes: int
+    treatment_codes: np.ndarray
+    control: int
+    n_levels: list[int]
+    n_continuous: int
+    n_strata: int
+
+
+class VCIModule(BaseModuleClass):
+    """Variational causal inference for expression.
+
+    Parameters
+    ----------
+    sizes
+        Sizes of the data.
+    config
+        Networks, likelihood and objective.
+    composition
+        Whether counts are scaled by the library size (``True``) or by a given size factor.
+    """
+
+    treatment_codes: Tensor
+    calibration: Tensor
+    reference_size: Tensor
+    feature_mean: Tensor
+    feature_scale: Tensor
+    continuous_mean: Tensor
+    continuous_scale: Tensor
+
+    def __init__(self, sizes: DataSizes, config: ModuleConfig, composition: bool = True) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.config = config
+        architecture, objective = config.architecture, config.objective
+        paper = architecture.kind == "paper"
+        name = config.likelihood
+        if paper and f"paper_{name}" in ("paper_normal", "paper_nb"):
+            name = f"paper_{name}"
+        self.likelihood = get_likelihood(name)(sizes.n_genes, composition=composition)
+
+        n_treatments, n_code = sizes.treatment_codes.shape
+        n_one_hot = sum(sizes.n_levels)
+        n_covariate = n_one_hot + sizes.n_continuous
+        n_heads = self.likelihood.n_heads
+        widths = (architecture.n_latent, architecture.n_hidden, architecture.n_layers)
+        self.encoder: Encoder | PaperEncoder
+        self.decoder: EffectDecoder | PaperDecoder
+        if paper:
+            blocks = [*sizes.n_levels, *([1] * sizes.n_continuous)]
+            self.encoder = PaperEncoder(sizes.n_genes, n_code, blocks, *widths)
+            self.decoder = PaperDecoder(
+                architecture.n_latent, n_code, sizes.n_genes, n_heads, *widths[1:]
+            )
+        else:
+            self.encoder = Encoder(
+                sizes.n_genes, n_code, n_covariate, *widths, dropout=architecture.dropout
+            )
+            self.decoder = EffectDecoder(
+                architecture.n_latent,
+                n_code,
+                n_covariate if architecture.decoder_covariates else 0,
+                sizes.n_genes,
+                n_heads,
+                *widths[1:],
+                interaction=architecture.interaction,
+            )
+        term = get_covariate_term(objective.covariate_term)
+        self.covariate_term = term(sizes.n_genes, n_code, n_covariate, objective.reduction)
+
+        self.register_buffer(
+            "treatment_codes", torch.as_tensor(sizes.treatment_codes, dtype=torch.float32)
+        )
+        shape = (sizes.n_strata, n_treatments, sizes.n_genes)
+        self.register_buffer("calibration", torch.zeros(shape))
+        self.register_buffer("reference_size", torch.tensor(1.0))
+        self.register_buffer("feature_mean", torch.zeros(sizes.n_genes))
+        self.register_buffer("feature_scale", torch.ones(sizes.n_genes))
+        self.register_buffer("continuous_mean", torch.zeros(sizes.n_continuous))
+        self.register_buffer("continuous_scale", torch.ones(sizes.n_continuous))
+
+    # -- inputs ---------------------------------------------------------------------------------
+
+    def cell_size(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Library size or registered size factor, shape ``(n_cells, 1)``."""
+        if keys.SIZE_FACTOR_KEY in tensors:
+            return tensors[keys.SIZE_FACTOR_KEY]
+        return tensors[REGISTRY_KEYS.X_KEY].sum(-1, keepdim=True)
+
+    def at_reference_size(self, expression: Tensor, size: Tensor) -> Tensor:
+        """Expression as a cell of the reference size would show it; a cell without counts is 0."""
+        if not self.likelihood.uses_size:
+            return expression
+        return expression * (self.reference_size / torch.where(size > 0, size, 1.0))
+
+    def features(self, scaled: Tensor) -> Tensor:
+        """What the encoder sees of expression at the reference size, shape as given."""
+        if self.likelihood.uses_size:
+            scaled = torch.log1p(scaled)
+        return (scaled - self.feature_mean) / self.feature_scale
+
+    def covariate_codes(self, tensors: dict[str, Tensor]) -> Tensor:
+        """One-hot categorical and standardised continuous covariates, ``(n_cells, n_covariate)``.
+
+        A level that the model does not know (code −1) is all zeros.
+        """
+        codes = tensors[keys.COVARIATES_KEY].long()
+        blocks = [
+            one_hot(codes[:, i] + 1, n + 1)[:, 1:].float()
+            for i, n in enumerate(self.sizes.n_levels)
+        ]
+        if self.sizes.n_continuous:
+            values = tensors[keys.CONTINUOUS_KEY]
+            blocks.append((values - self.continuous_mean) / self.continuous_scale)
+        return torch.cat(blocks, dim=-1)
+
+    def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: object) -> dict:
+        return {
+            "expression": tensors[REGISTRY_KEYS.X_KEY],
+            "size": self.cell_size(tensors),
+            "treatment": tensors[keys.TREATMENT_KEY].long().squeeze(-1),
+            "covariates": self.covariate_codes(tensors),
+        }
+
+    def _get_generative_input(
+        self, tensors: dict[str, Tensor], inference_outputs: dict, **kwargs: object
+    ) -> dict:
+        return {
+            "z": inference_outputs[MODULE_KEYS.Z_KEY],
+            "size": self.cell_size(tensors),
+            "treatment": tensors[keys.TREATMENT_KEY].long().squeeze(-1),
+            "covariates": self.covariate_codes(tensors),
+        }
+
+    # -- the model ------------------------------------------------------------------------------
+
+    @auto_move_data
+    def inference(
+        self,
+        expression: Tensor,
+        size: Tensor,
+        treatment: Tensor,
+        covariates: Tensor,
+        n_samples: int | None = None,
+    ) -> dict[str, Tensor | Normal]:
+        """Encode q(z | y, x, t) and draw from it.
+
+        Returns
+        -------
+        ``qz`` with batch shape ``(n_cells, n_latent)`` and ``z`` with shape
+        ``(n_samples, n_cells, n_latent)``.
+        """
+        scaled = self.at_reference_size(expression, size)
+        qz = self.encoder(self.features(scaled), self.treatment_codes[treatment], covariates)
+        z = qz.rsample((n_samples or self.config.objective.n_samples,))
+        return {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.QZ_KEY: qz}
+
+    @auto_move_data
+    def generative(
+        self,
+        z: Tensor,
+        size: Tensor,
+        treatment: Tensor,
+        covariates: Tensor,
+        shift: Tensor | None = None,
+    ) -> dict[str, Distribution]:
+        """Decode p(y | z, t) for cells of the given size.
+
+        Parameters
+        ----------
+        z
+            Latent states, shape ``(..., n_cells, n_latent)``.
+        size
+            Library sizes or size factors, shape ``(n_cells, 1)``.
+        treatment
+            Index of the treatment, shape ``(n_cells,)``.
+        covariates
+            Covariate codes, shape ``(n_cells, n_covariate)``.
+        shift
+            Added to the linear predictor of the mean, shape ``(n_cells, n_genes)``.
+        """
+        if not self._decoder_sees_covariates:
+            covariates = covariates[:, :0]
+        heads = self.decoder(z, self.treatment_codes[treatment], covariates)
+        if shift is not None:
+            heads = torch.cat([heads[..., :1, :] + shift.unsqueeze(-2), heads[..., 1:, :]], dim=-2)
+        return {MODULE_KEYS.PX_KEY: self.likelihood.distribution(heads, size)}
+
+    @property
+    def _decoder_sees_covariates(self) -> bool:
+        return self.config.architecture.decoder_covariates
+
+    def counterfactual(
+        self, tensors: dict[str, Tensor], qz: Normal
+    ) -> tuple[Counterfactual, Normal]:
+        """Construct y′ under the batch's targets t′ and re-encode it.
+
+        One further draw of z is decoded with t′; y′ is the mean of the output distribution. A
+        batch without drawn targets gets the control for every cell.
+
+        Returns
+        -------
+        The counterfactual cells and q(z | y′, x, t′).
+        """
+        factual = tensors[keys.TREATMENT_KEY].long().squeeze(-1)
+        target = tensors.get(keys.TARGET_KEY)
+        target = (
+            torch.full_like(factual, self.sizes.control)
+            if target is None
+            else target.long().squeeze(-1)
+        )
+        covariates = self.covariate_codes(tensors)
+        size = self.reference_size.expand(len(target), 1)
+        outputs = self.generative(qz.rsample(), size, target, covariates)
+        expression = outputs[MODULE_KEYS.PX_KEY].mean
+        features = self.features(expression)
+        codes = self.treatment_codes[target]
+        stratum = tensors[keys.STRATUM_KEY].long().squeeze(-1)
+        supported = tensors.get(keys.SUPPORTED_KEY)
+        empty = expression.new_zeros(0)
+        cells = Counterfactual(
+            features=features,
+            treatment=codes,
+            covariates=covariates,
+            expression=expression,
+            pair=stratum * len(self.treatment_codes) + target,
+            supported=(
+                torch.zeros_like(target, dtype=torch.bool)
+                if supported is None
+                else supported.squeeze(-1) > 0
+            ),
+            reference_mean=tensors.get(keys.REFERENCE_MEAN_KEY, empty),
+            reference_var=tensors.get(keys.REFERENCE_VAR_KEY, empty),
+            reference=tensors.get(keys.REFERENCE_KEY),
+        )
+        return cells, self.encoder(features, codes, covariates)
+
+    def loss(
+        self,
+        tensors: dict[str, Tensor],
+        inference_outputs: dict[str, Tensor | Normal],
+        generative_outputs: dict[str, Distribution],
+        kl_weight: float | Tensor = 1.0,
+    ) -> LossOutput:
+        """The VCI objective: three weighted terms, each also reported by its name.
+
+        The covariate-specific term is averaged over the cells whose (x, t′) has real cells; a
+        batch without any keeps the other two terms.
+        """
+        objective = self.config.objective
+        qz = inference_outputs[MODULE_KEYS.QZ_KEY]
+        individual = individual_term(
+            generative_outputs[MODULE_KEYS.PX_KEY],
+            tensors[REGISTRY_KEYS.X_KEY],
+            objective.reduction,
+        )
+        cells, qz_counterfactual = self.counterfactual(tensors, qz)
+        divergence = latent_divergence(qz, qz_counterfactual, objective.kl)
+        covariate = individual.new_zeros(())
+        if keys.SUPPORTED_KEY in tensors:
+            per_cell = torch.where(cells.supported, self.covariate_term(cells), 0.0)
+            covariate = per_cell.sum() / cells.supported.sum().clamp(min=1)
+        loss = (
+            objective.individual * individual.mean()
+            + objective.covariate * covariate
+            + kl_weight * objective.divergence * divergence.mean()
+        )
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=individual,
+            kl_local=divergence,
+            extra_metrics={
+                "individual": individual.mean().detach(),
+                "covariate": covariate.detach(),
+                "divergence": divergence.mean().detach(),
+            },
+        )
+
+    def critic_loss(self, tensors: dict[str, Tensor]) -> Tensor:
+        """Loss of the covariate-specific term's critic; the generator gets no gradient."""
+        inputs = self._get_inference_input(tensors)
+        with torch.no_grad():
+            qz = self.inference(**inputs, n_samples=1)[MODULE_KEYS.QZ_KEY]
+            generated, _ = self.counterfactual(tensors, qz)
+            scaled = self.at_reference_size(inputs["expression"], inputs["size"])
+        real = Cells(
+            features=self.features(scaled),
+            treatment=self.treatment_codes[inputs["treatment"]],
+            covariates=inputs["covariates"],
+        )
+        return self.covariate_term.critic_loss(real, generated)
+
+    def calibration_shift(self, stratum: Tensor, treatment: Tensor) -> Tensor:
+        """Calibration of (x, t), shape ``(n_cells, n_genes)``; zero for an unknown stratum."""
+        known = (stratum >= 0).unsqueeze(-1)
+        return self.calibration[stratum.clamp(min=0), treatment] * known
+
+    @torch.inference_mode()
+    def sample(
+        self, tensors: dict[str, Tensor], n_samples: int = 1, target: Tensor | None = None
+    ) -> Tensor:
+        """Draw expression under ``target`` (default: the received treatment).
+
+        Returns
+        -------
+        Shape ``(n_samples, n_cells, n_genes)``, on the CPU.
+        """
+        inputs = self._get_inference_input(tensors)
+        z = self.inference(**inputs, n_samples=n_samples)[MODULE_KEYS.Z_KEY]
+        if target is not None:
+            inputs["treatment"] = target
+        px = self.generative(z, inputs["size"], inputs["treatment"], inputs["covariates"])
+        return px[MODULE_KEYS.PX_KEY].sample().cpu()
+
+    def set_statistics(
+        self,
+        reference_size: float,
+        mean_rate: np.ndarray,
+        feature_mean: np.ndarray,
+        feature_scale: np.ndarray,
+        continuous: tuple[np.ndarray, np.ndarray],
+    ) -> None:
+        """Set scales from the training cells.
+
+        Parameters
+        ----------
+        reference_size
+            Size at which cells are compared (median of the training cells).
+        mean_rate
+            Mean expression of a cell of size one, shape ``(n_genes,)``; the decoder starts there.
+        feature_mean, feature_scale
+            Location and scale of the encoder's features, shape ``(n_genes,)``.
+        continuous
+            Mean and standard deviation of the continuous covariates.
+        """
+        self.reference_size.fill_(reference_size)
+        values = (feature_mean, feature_scale, *continuous)
+        buffers = (
+            self.feature_mean,
+            self.feature_scale,
+            self.continuous_mean,
+            self.continuous_scale,
+        )
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(torch.as_tensor(value, dtype=torch.float32))
+        if isinstance(self.decoder, EffectDecoder):
+            rate = torch.as_tensor(mean_rate, dtype=torch.float32, device=self.device)
+            self.decoder.set_bias(self.likelihood.initial_bias(rate))

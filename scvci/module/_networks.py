@@ -1,0 +1,183 @@
+"""Encoder q(z | y, x, t) and decoders p(y | z, t)."""
+
+from __future__ import annotations
+
+import torch
+from scvi.nn import FCLayers
+from torch import Tensor, nn
+from torch.distributions import Normal
+from torch.nn.functional import relu, softplus
+
+#: Smallest latent standard deviation, as in the reference implementation.
+_MIN_SIGMA = 1e-3
+
+
+def _mlp(n_in: int, n_hidden: int, n_layers: int, dropout: float = 0.0) -> nn.Module:
+    """Hidden layers with layer normalisation.
+
+    Layer rather than batch normalisation: factual and counterfactual cells pass through the same
+    network and would otherwise mix their batch statistics.
+    """
+    return FCLayers(
+        n_in,
+        n_hidden,
+        n_layers=n_layers,
+        n_hidden=n_hidden,
+        dropout_rate=dropout,
+        use_batch_norm=False,
+        use_layer_norm=True,
+    )
+
+
+class Encoder(nn.Module):
+    """Gaussian q(z | y, x, t) with diagonal covariance.
+
+    Parameters
+    ----------
+    n_genes, n_treatment, n_covariate
+        Widths of the expression, of the treatment code and of the covariate code.
+    n_latent, n_hidden, n_layers, dropout
+        See :class:`~scvci.module.Architecture`.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_treatment: int,
+        n_covariate: int,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.body = _mlp(n_genes + n_treatment + n_covariate, n_hidden, n_layers, dropout)
+        self.mean = nn.Linear(n_hidden, n_latent)
+        self.raw_sigma = nn.Linear(n_hidden, n_latent)
+
+    def forward(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
+        """Return q(z | y, x, t), batch shape ``(n_cells, n_latent)``."""
+        hidden = self.body(torch.cat([features, treatment, covariates], dim=-1))
+        return Normal(self.mean(hidden), softplus(self.raw_sigma(hidden)) + _MIN_SIGMA)
+
+
+class EffectDecoder(nn.Module):
+    r"""Linear predictor of p(y | z, t): a baseline plus a treatment effect.
+
+    .. math:: \eta(z, t) = b(z, x) + t^\top \Delta + h(z, t)
+
+    with t the treatment code without the control's column, so that the control has no effect by
+    construction; Δ the additive log-fold changes; and h the part that depends on the latent state,
+    which starts at zero.
+    """
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_treatment: int,
+        n_covariate: int,
+        n_genes: int,
+        n_heads: int,
+        n_hidden: int,
+        n_layers: int,
+        interaction: bool = True,
+    ) -> None:
+        super().__init__()
+        self.shape = (n_heads, n_genes)
+        self.baseline = _mlp(n_latent + n_covariate, n_hidden, n_layers)
+        self.baseline_out = nn.Linear(n_hidden, n_heads * n_genes)
+        self.additive = nn.Linear(n_treatment, n_heads * n_genes, bias=False)
+        nn.init.zeros_(self.additive.weight)
+        self.interaction: nn.Module | None = None
+        if interaction:
+            self.interaction = _mlp(n_latent + n_treatment, n_hidden, 1)
+            self.interaction_out = nn.Linear(n_hidden, n_heads * n_genes)
+            nn.init.zeros_(self.interaction_out.weight)
+            nn.init.zeros_(self.interaction_out.bias)
+
+    def forward(self, z: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
+        """Return the linear predictors, shape ``(..., n_heads, n_genes)``."""
+        covariates = covariates.expand(*z.shape[:-1], covariates.shape[-1])
+        treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
+        eta = self.baseline_out(self.baseline(torch.cat([z, covariates], dim=-1)))
+        effect = self.additive(treatment)
+        if self.interaction is not None:
+            hidden = self.interaction(torch.cat([z, treatment], dim=-1))
+            treated = (treatment != 0).any(dim=-1, keepdim=True)
+            effect = effect + self.interaction_out(hidden) * treated
+        return (eta + effect).unflatten(-1, self.shape)
+
+    def set_bias(self, bias: Tensor) -> None:
+        """Start the first head at the linear predictor of the mean cell."""
+        with torch.no_grad():
+            self.baseline_out.bias[: self.shape[1]] = bias
+
+
+class PaperEncoder(nn.Module):
+    """Encoder of the reference implementation's gene model.
+
+    Linear outcome embedding (256), linear embedding of each covariate (16), hidden layers with
+    batch normalisation, and a rectifier over both latent heads, so that the mean is non-negative
+    and the standard deviation is at least log 2 + 10⁻³.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_treatment: int,
+        n_levels: list[int],
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        n_outcome_embedding: int = 256,
+        n_covariate_embedding: int = 16,
+    ) -> None:
+        super().__init__()
+        self.n_latent = n_latent
+        self.n_levels = n_levels
+        self.outcome = nn.Linear(n_genes, n_outcome_embedding)
+        self.covariates = nn.ModuleList(nn.Linear(n, n_covariate_embedding) for n in n_levels)
+        n_in = n_outcome_embedding + n_treatment + n_covariate_embedding * len(n_levels)
+        self.body = _paper_mlp(n_in, n_hidden, n_layers, n_latent * 2)
+
+    def forward(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
+        """Return q(z | y, x, t), batch shape ``(n_cells, n_latent)``."""
+        one_hots = covariates.split(self.n_levels, dim=-1)
+        embedded = [layer(x) for layer, x in zip(self.covariates, one_hots, strict=True)]
+        heads = relu(self.body(torch.cat([self.outcome(features), treatment, *embedded], dim=-1)))
+        mean, raw_sigma = heads.unflatten(-1, (self.n_latent, 2)).unbind(-1)
+        return Normal(mean, softplus(raw_sigma) + _MIN_SIGMA)
+
+
+class PaperDecoder(nn.Module):
+    """Decoder of the reference implementation's gene model: z and the treatment code, no x."""
+
+    def __init__(
+        self,
+        n_latent: int,
+        n_treatment: int,
+        n_genes: int,
+        n_heads: int,
+        n_hidden: int,
+        n_layers: int,
+    ) -> None:
+        super().__init__()
+        self.shape = (n_heads, n_genes)
+        self.body = _paper_mlp(n_latent + n_treatment, n_hidden, n_layers, n_heads * n_genes)
+
+    def forward(self, z: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
+        """Return the linear predictors, shape ``(..., n_heads, n_genes)``; x is not used."""
+        treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
+        inputs = torch.cat([z, treatment], dim=-1)
+        # Batch normalisation wants two axes: latent draws and cells are one axis to it.
+        return self.body(inputs.flatten(0, -2)).unflatten(-1, self.shape).unflatten(
+            0, inputs.shape[:-1]
+        )
+
+
+def _paper_mlp(n_in: int, n_hidden: int, n_layers: int, n_out: int) -> nn.Sequential:
+    """Linear → batch normalisation → rectifier, and a linear output."""
+    layers: list[nn.Module] = []
+    for width in [n_in] + [n_hidden] * (n_layers - 1):
+        layers += [nn.Linear(width, n_hidden), nn.BatchNorm1d(n_hidden), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(n_hidden, n_out))

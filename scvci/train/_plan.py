@@ -1,0 +1,102 @@
+"""Training plan: scvi-tools' plan plus the critic's alternating step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from scvi.train import TrainingPlan
+from torch.optim.lr_scheduler import MultiStepLR
+
+if TYPE_CHECKING:
+    from scvci.module import VCIModule
+
+#: The critic is trained before every second step of the generator (reference implementation).
+_CRITIC_FREQUENCY = 2
+
+
+class VCITrainingPlan(TrainingPlan):
+    """Optimise the weighted objective.
+
+    It differs from scvi-tools' plan in three ways. The weight of the divergence is not warmed up
+    by default: it takes the place of a prior only when it acts from the start
+    (``n_epochs_kl_warmup=400`` restores scvi-tools' behaviour). Adam's ``eps`` is torch's. And a
+    covariate-specific term with a critic is trained by alternating optimisation: the critic has
+    an optimiser of its own with the same settings.
+
+    Parameters
+    ----------
+    module
+        The module to train.
+    lr, eps, weight_decay, n_epochs_kl_warmup
+        See :class:`~scvi.train.TrainingPlan`.
+    clip
+        Largest norm of the gradient; ``None`` for no limit.
+    lr_milestones
+        Epochs after which the learning rate is multiplied by 0.1.
+    **kwargs
+        Passed to :class:`~scvi.train.TrainingPlan`.
+    """
+
+    def __init__(
+        self,
+        module: VCIModule,
+        *,
+        lr: float = 1e-3,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-6,
+        n_epochs_kl_warmup: int | None = None,
+        clip: float | None = 10.0,
+        lr_milestones: list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            module,
+            lr=lr,
+            eps=eps,
+            weight_decay=weight_decay,
+            n_epochs_kl_warmup=n_epochs_kl_warmup,
+            **kwargs,
+        )
+        self.clip = clip
+        self.lr_milestones = lr_milestones
+        self.automatic_optimization = not module.covariate_term.has_critic
+
+    def configure_optimizers(self) -> Any:
+        """One optimiser, or two where there is a critic."""
+        critic = set(self.module.covariate_term.parameters())
+        create = self.get_optimizer_creator()
+        optimizer = create(p for p in self.module.parameters() if p not in critic)
+        if critic:
+            return [optimizer, create(critic)]
+        if self.lr_milestones:
+            scheduler = MultiStepLR(optimizer, self.lr_milestones, gamma=0.1)
+            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
+        return optimizer
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Limit the gradient's norm; the counts of a single cell can make it explode."""
+        if self.clip is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip)
+
+    def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
+        """One step of the generator, after one of the critic where it is its turn."""
+        if self.automatic_optimization:
+            return super().training_step(batch, batch_idx)
+        generator, critic = self.optimizers()
+        if (batch_idx + 1) % _CRITIC_FREQUENCY == 0:
+            loss = self.module.critic_loss(batch)
+            self._step(critic, loss)
+            self.log("critic_train", loss.detach(), on_step=False, on_epoch=True)
+        loss = super().training_step(batch, batch_idx)
+        self._step(generator, loss)
+        return loss
+
+    def _step(self, optimizer: Any, loss: torch.Tensor) -> None:
+        self.toggle_optimizer(optimizer)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        self.configure_gradient_clipping(optimizer)
+        optimizer.step()
+        self.untoggle_optimizer(optimizer)
