@@ -1,0 +1,5 @@
+"""Simulators with known counterfactuals."""
+
+from ._simulate import simulate_perturbation
+
+__all__ = ["simulate_perturbation"]

@@ -1,0 +1,322 @@
+"""A structural causal model of a perturbation experiment with known counterfactuals."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+from scipy.special import softmax
+
+_TREATMENTS = ("control", "IFNb", "TNFa", "LPS", "Dex")
+_STRATA = ("CD4 T", "CD14 Mono", "B", "NK", "CD8 T", "DC")
+
+
+@dataclass(frozen=True)
+class _Mechanism:
+    """Fixed parameters of the structural equations; widths of arrays in :func:`_draw_mechanism`."""
+
+    offset: np.ndarray
+    loadings: np.ndarray
+    curvature: np.ndarray
+    additive: np.ndarray
+    gain: np.ndarray
+    interaction: np.ndarray
+    by_stratum: np.ndarray
+    latent_mean: np.ndarray
+    propensity: np.ndarray
+
+
+def simulate_perturbation(
+    n_cells: int = 6000,
+    n_genes: int = 500,
+    n_strata: int = 3,
+    n_treatments: int = 5,
+    n_latent: int = 4,
+    held_out: int | Sequence[tuple[str, str]] | None = None,
+    confounding: float = 1.0,
+    effect_size: float = 1.0,
+    heterogeneity: float = 1.0,
+    stratum_interaction: float = 0.25,
+    depth: float = 5000.0,
+    inverse_dispersion: float = 5.0,
+    counterfactual_counts: bool = False,
+    seed: int = 0,
+) -> AnnData:
+    r"""Simulate cells whose counterfactuals are known.
+
+    Structural equations, for a cell with stratum x:
+
+    .. math::
+
+        z &= \mu_x + u_z, \quad t \sim \mathrm{softmax}(\text{confounding} \cdot a_x) \\
+        \eta(z, t) &= b + c_x + W z + \tfrac12 V (z^2 - 1)
+            + (1 + g_t^\top z)\, \delta_t + A_t z + e_{x, t} \\
+        y &\sim \mathrm{Poisson}(u_\gamma \cdot \ell \cdot \mathrm{softmax}(\eta)),
+            \quad u_\gamma \sim \mathrm{Gamma}(\theta, \theta)
+
+    The latent state z, the library size ℓ, the frailties :math:`u_\gamma` of each gene and the
+    Poisson noise are the cell's own and the same in every world; only t changes. Treatment
+    depends on x and, given x, on nothing else: it is unconfounded within strata.
+
+    Parameters
+    ----------
+    n_cells, n_genes, n_strata, n_treatments
+        Sizes; the control is one of the treatments.
+    n_latent
+        Dimensions of z.
+    held_out
+        (treatment, stratum) pairs without a single cell: their number, or the pairs. Every
+        treatment keeps at least one stratum.
+    confounding
+        How much the share of a treatment depends on the stratum; 0 for equal shares.
+    effect_size
+        Scale of the additive log-fold changes δ.
+    heterogeneity
+        Scale of the parts of the effect that depend on z (g and A).
+    stratum_interaction
+        Scale of the part of the effect that is particular to a stratum (e).
+    depth
+        Median library size.
+    inverse_dispersion
+        θ of the negative binomial that the counts follow.
+    counterfactual_counts
+        Whether to add the counts of every world as layers. Worlds share frailties and Poisson
+        noise: their counts are nested in a common Poisson process, coupled
+        through the factual world.
+    seed
+        Seed of everything.
+
+    Returns
+    -------
+    Counts in ``X`` and ``layers["counts"]``; ``obs["treatment"]``, ``obs["cell_type"]`` and
+    ``obs["library_size"]`` (ℓ); ``layers["true_<treatment>"]``: expected counts under each
+    treatment, for each cell, also of held-out pairs; ``obsm["latent"]``: z; ``uns["simulation"]``:
+    parameters and held-out pairs.
+
+    Raises
+    ------
+    ValueError
+        If a size or a held-out pair makes no sense.
+
+    Examples
+    --------
+    >>> adata = scvci.datasets.simulate_perturbation(held_out=2)
+    >>> adata.layers["true_IFNb"].shape
+    (6000, 500)
+    """
+    parameters = {k: v for k, v in locals().items() if k != "held_out"}
+    _check_sizes(n_cells, n_genes, n_strata, n_treatments, n_latent, depth, inverse_dispersion)
+    treatments = _names(_TREATMENTS, n_treatments, "drug")
+    strata = _names(_STRATA, n_strata, "type")
+    rng = np.random.default_rng(seed)
+    mechanism = _draw_mechanism(
+        rng,
+        (n_genes, n_strata, n_treatments, n_latent),
+        confounding,
+        effect_size,
+        heterogeneity,
+        stratum_interaction,
+    )
+    pairs = _choose_held_out(rng, held_out, treatments, strata)
+    stratum = rng.integers(n_strata, size=n_cells)
+    treatment = _assign_treatment(rng, mechanism.propensity, pairs, stratum)
+    latent = mechanism.latent_mean[stratum] + rng.normal(size=(n_cells, n_latent))
+    library = depth * np.exp(rng.normal(0, 0.3, size=n_cells))
+    baseline = _baseline(mechanism, latent, stratum)
+    expected = {
+        name: _expected_counts(mechanism, baseline, latent, stratum, t, library)
+        for t, name in enumerate(treatments)
+    }
+    own = np.empty((n_cells, n_genes), dtype=np.float32)
+    for t, name in enumerate(treatments):
+        own[treatment == t] = expected[name][treatment == t]
+    frailty = rng.standard_gamma(inverse_dispersion, size=own.shape, dtype=np.float32)
+    frailty /= np.float32(inverse_dispersion)
+    counts = rng.poisson(own * frailty).astype(np.float32)
+    adata = AnnData(
+        sparse.csr_matrix(counts),
+        obs=pd.DataFrame(
+            {
+                "treatment": pd.Categorical.from_codes(treatment, treatments),
+                "cell_type": pd.Categorical.from_codes(stratum, strata),
+                "library_size": library,
+            },
+            index=[f"cell{i}" for i in range(n_cells)],
+        ),
+        var=pd.DataFrame(index=[f"Gene{i:04d}" for i in range(n_genes)]),
+    )
+    adata.layers["counts"] = adata.X.copy()
+    adata.obsm["latent"] = latent
+    for name, values in expected.items():
+        adata.layers[f"true_{name}"] = values
+    if counterfactual_counts:
+        worlds = _couple_counts(rng, counts, own, expected, frailty)
+        for name, values in worlds.items():
+            adata.layers[f"counts_{name}"] = sparse.csr_matrix(values)
+    adata.uns["simulation"] = {
+        **parameters,
+        "treatments": treatments,
+        "strata": strata,
+        "control": treatments[0],
+        "held_out": [[treatments[t], strata[x]] for x, t in pairs],
+    }
+    return adata
+
+
+def _check_sizes(
+    n_cells: int,
+    n_genes: int,
+    n_strata: int,
+    n_treatments: int,
+    n_latent: int,
+    depth: float,
+    inverse_dispersion: float,
+) -> None:
+    least = {"n_cells": 1, "n_genes": 2, "n_strata": 1, "n_treatments": 2, "n_latent": 1}
+    given = locals()
+    for name, bound in least.items():
+        if given[name] < bound:
+            raise ValueError(f"{name}={given[name]} must be at least {bound}.")
+    for name in ("depth", "inverse_dispersion"):
+        if not given[name] > 0:
+            raise ValueError(f"{name}={given[name]} must be positive.")
+
+
+def _names(first: tuple[str, ...], n: int, stem: str) -> list[str]:
+    return [*first[:n], *(f"{stem}_{i + 1}" for i in range(len(first), n))]
+
+
+def _draw_mechanism(
+    rng: np.random.Generator,
+    sizes: tuple[int, int, int, int],
+    confounding: float,
+    effect_size: float,
+    heterogeneity: float,
+    stratum_interaction: float,
+) -> _Mechanism:
+    """Draw the parameters; effects of the control (index 0) are zero."""
+    n_genes, n_strata, n_treatments, n_latent = sizes
+    responds = rng.random((n_treatments, n_genes)) < 0.5
+    # Responses are skewed towards activation, so that effects have a mean over genes.
+    additive = responds * rng.normal(0.5, 0.9, size=(n_treatments, n_genes)) * effect_size
+    gain = rng.normal(0, 0.2, size=(n_treatments, n_latent)) * heterogeneity
+    interaction = rng.normal(0, 0.15, size=(n_treatments, n_latent, n_genes)) * heterogeneity
+    interaction = interaction * responds[:, None, :]
+    by_stratum = rng.normal(0, 1, size=(n_strata, n_treatments, n_genes)) * stratum_interaction
+    by_stratum = by_stratum * responds
+    for effect in (additive, gain, interaction):
+        effect[0] = 0
+    by_stratum[:, 0] = 0
+    return _Mechanism(
+        offset=rng.normal(0, 1.0, size=n_genes) + rng.normal(0, 0.5, size=(n_strata, n_genes)),
+        loadings=rng.normal(0, 0.25, size=(n_latent, n_genes)),
+        curvature=rng.normal(0, 0.05, size=(n_latent, n_genes)),
+        additive=additive,
+        gain=gain,
+        interaction=interaction,
+        by_stratum=by_stratum,
+        latent_mean=rng.normal(0, 0.5, size=(n_strata, n_latent)),
+        propensity=softmax(confounding * rng.normal(0, 0.5, size=(n_strata, n_treatments)), axis=1),
+    )
+
+
+def _choose_held_out(
+    rng: np.random.Generator,
+    held_out: int | Sequence[tuple[str, str]] | None,
+    treatments: list[str],
+    strata: list[str],
+) -> list[tuple[int, int]]:
+    """Pairs (stratum, treatment) by index."""
+    if held_out is None:
+        return []
+    n_free = (len(treatments) - 1) * (len(strata) - 1)
+    if isinstance(held_out, int):
+        if not 0 <= held_out <= n_free:
+            raise ValueError(
+                f"held_out={held_out} pairs, but every treatment must keep a stratum: at most "
+                f"{n_free} of {len(treatments) - 1} treatments × {len(strata)} strata."
+            )
+        # A random stratum of each treatment stays; any other pair may go.
+        kept = rng.integers(len(strata), size=len(treatments))
+        free = [
+            (x, t)
+            for t in range(1, len(treatments))
+            for x in range(len(strata))
+            if x != kept[t]
+        ]
+        return [free[i] for i in rng.choice(len(free), held_out, replace=False)]
+    pairs = []
+    for treatment, stratum in held_out:
+        if treatment not in treatments[1:]:
+            raise ValueError(f"held_out treatment {treatment!r} is not one of {treatments[1:]}.")
+        if stratum not in strata:
+            raise ValueError(f"held_out stratum {stratum!r} is not one of {strata}.")
+        pairs.append((strata.index(stratum), treatments.index(treatment)))
+    for t in {t for _, t in pairs}:
+        if len({x for x, u in pairs if u == t}) == len(strata):
+            raise ValueError(f"held_out leaves no stratum with treatment {treatments[t]!r}.")
+    return pairs
+
+
+def _assign_treatment(
+    rng: np.random.Generator,
+    propensity: np.ndarray,
+    held_out: list[tuple[int, int]],
+    stratum: np.ndarray,
+) -> np.ndarray:
+    propensity = propensity.copy()
+    for pair in held_out:
+        propensity[pair] = 0
+    cumulative = np.cumsum(propensity / propensity.sum(axis=1, keepdims=True), axis=1)
+    return (rng.random((len(stratum), 1)) >= cumulative[stratum, :-1]).sum(axis=1)
+
+
+def _baseline(mechanism: _Mechanism, latent: np.ndarray, stratum: np.ndarray) -> np.ndarray:
+    """Log-rates in the control's world, shape ``(n_cells, n_genes)``."""
+    curved = 0.5 * (latent**2 - 1) @ mechanism.curvature
+    return mechanism.offset[stratum] + latent @ mechanism.loadings + curved
+
+
+def _expected_counts(
+    mechanism: _Mechanism,
+    baseline: np.ndarray,
+    latent: np.ndarray,
+    stratum: np.ndarray,
+    treatment: int,
+    library: np.ndarray,
+) -> np.ndarray:
+    """Expected counts of every cell in the world of one treatment, float32."""
+    log_rate = baseline
+    if treatment:
+        gain = 1 + latent @ mechanism.gain[treatment]
+        log_rate = (
+            baseline
+            + gain[:, None] * mechanism.additive[treatment]
+            + latent @ mechanism.interaction[treatment]
+            + mechanism.by_stratum[stratum, treatment]
+        )
+    return softmax(log_rate.astype(np.float32), axis=1) * library[:, None].astype(np.float32)
+
+
+def _couple_counts(
+    rng: np.random.Generator,
+    counts: np.ndarray,
+    own: np.ndarray,
+    expected: dict[str, np.ndarray],
+    frailty: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Counts of every world, nested with the factual counts in one Poisson process.
+
+    A world with a higher rate keeps the factual molecules and adds some; one with a lower rate
+    keeps each of them with the ratio of the rates.
+    """
+    worlds = {}
+    for name, rate in expected.items():
+        kept = rng.binomial(counts.astype(np.int64), np.minimum(rate / own, 1.0))
+        added = rng.poisson(np.maximum(rate - own, 0) * frailty)
+        worlds[name] = (kept + added).astype(np.float32)
+    return worlds
