@@ -21,7 +21,7 @@ def as_labels(column: pd.Series, key: str) -> np.ndarray:
         If a label is missing or empty, or two different labels have the same text.
     """
     missing = column.isna().to_numpy()
-    labels = column.astype(str).to_numpy(dtype=object)
+    labels = np.array([str(value) for value in column], dtype=object)
     empty = np.array([not label.strip() for label in labels], dtype=bool) & ~missing
     if missing.any() or empty.any():
         what, where = ("missing (NaN)", missing) if missing.any() else ("empty", empty)

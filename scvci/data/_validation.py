@@ -32,7 +32,7 @@ def get_matrix(adata: AnnData, layer: str | None) -> object:
     if layer is None:
         return adata.X
     if layer not in adata.layers:
-        found = ", ".join(map(repr, adata.layers)) or "none"
+        found = ", ".join(repr(name) for name in adata.layers if name) or "none"
         raise KeyError(
             f"adata.layers has no {layer!r} (argument layer). Layers found: {found}. Pass one of "
             "them, or layer=None for adata.X."
@@ -64,7 +64,7 @@ def validate_setup(
         )
     _check_unique(adata.var_names, "gene", "var_names_make_unique")
     _check_unique(adata.obs_names, "cell", "obs_names_make_unique")
-    _check_defaults(adata, treatment_key)
+    _check_lists(categorical_covariate_keys, continuous_covariate_keys)
     TreatmentField(treatment_key, control).validate_field(adata)
     CovariateField(categorical_covariate_keys).validate_field(adata)
     _check_repeated(treatment_key, categorical_covariate_keys, continuous_covariate_keys)
@@ -84,17 +84,15 @@ def _check_unique(names: pd.Index, kind: str, cure: str) -> None:
         )
 
 
-def _check_defaults(adata: AnnData, treatment_key: str) -> None:
-    if treatment_key not in adata.obs:
-        raise KeyError(missing_key_message(adata, treatment_key, "treatment_key"))
+def _check_lists(*groups: Sequence[str] | None) -> None:
+    for group in groups:
+        if isinstance(group, str):
+            raise TypeError(f"Covariate keys must be a list of columns; got the string {group!r}.")
 
 
 def _check_repeated(
     treatment_key: str, categorical: Sequence[str] | None, continuous: Sequence[str] | None
 ) -> None:
-    for group in (categorical, continuous):
-        if isinstance(group, str):
-            raise TypeError(f"Covariate keys must be a list of columns; got the string {group!r}.")
     given = [treatment_key, *(categorical or []), *(continuous or [])]
     repeated = sorted({key for key in given if given.count(key) > 1})
     if repeated:

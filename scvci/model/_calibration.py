@@ -86,7 +86,7 @@ def _encode_stratum(
         rows = rng.choice(rows, _MAX_CELLS, replace=False)
     tensors = {k: v.to(module.device) for k, v in reader.tensors(np.sort(rows)).items()}
     inputs = module._get_inference_input(tensors)
-    qz = module.inference(**inputs)[MODULE_KEYS.QZ_KEY]
+    qz = module.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
     return {"z": qz.loc, "covariates": inputs["covariates"]}
 
 

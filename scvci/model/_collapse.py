@@ -38,8 +38,7 @@ def individual_information(
     rows = np.sort(rng.choice(indices, min(len(indices), _MAX_CELLS), replace=False))
     tensors = {k: v.to(module.device) for k, v in reader.tensors(rows).items()}
     inputs = module._get_inference_input(tensors)
-    outputs = module.inference(**inputs, n_samples=1)
-    qz = outputs[MODULE_KEYS.QZ_KEY]
+    qz = module.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
     size = module.reference_size.expand(len(rows), 1)
     stratum = tensors[keys.STRATUM_KEY].squeeze(-1)
     reconstruction = module.generative(

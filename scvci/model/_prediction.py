@@ -150,11 +150,12 @@ class PredictionMixin:
         with torch.inference_mode():
             for _, tensors in reader.batches(rows, batch_size or settings.batch_size):
                 inputs = self.module._get_inference_input(self._on_device(tensors))
-                outputs = self.module.inference(**inputs, n_samples=1)
+                outputs = self.module.inference(**inputs, n_samples=0 if give_mean else 1)
                 qz = outputs[MODULE_KEYS.QZ_KEY]
                 means.append(qz.loc.cpu().numpy())
                 variances.append(qz.variance.cpu().numpy())
-                draws.append(outputs[MODULE_KEYS.Z_KEY][0].cpu().numpy())
+                if not give_mean:
+                    draws.append(outputs[MODULE_KEYS.Z_KEY][0].cpu().numpy())
         n_latent = self.module.config.architecture.n_latent
         stacked = [
             np.concatenate(part) if part else np.zeros((0, n_latent), dtype=np.float32)
@@ -280,7 +281,7 @@ class PredictionMixin:
         """p(y′ | z, t′) of a batch, batch shape ``(n_draws, n_cells, n_genes)``."""
         module = self.module
         inputs = module._get_inference_input(tensors)
-        outputs = module.inference(**inputs, n_samples=scale.n_samples or 1)
+        outputs = module.inference(**inputs, n_samples=scale.n_samples or 0)
         z = outputs[MODULE_KEYS.Z_KEY] if scale.n_samples else outputs[MODULE_KEYS.QZ_KEY].loc[None]
         size = inputs["size"]
         if scale.library_size is not None:

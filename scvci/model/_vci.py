@@ -115,12 +115,9 @@ class VCI(PersistenceMixin, PredictionMixin, VAEMixin, BaseModelClass):
         self.config: ModuleConfig = build_config(
             preset,
             likelihood,
-            {**(architecture or {}), **({"n_latent": n_latent} if n_latent else {})},
-            {
-                **(objective or {}),
-                **(weights or {}),
-                **({"covariate_term": covariate_term} if covariate_term else {}),
-            },
+            {**(architecture or {}), "n_latent": n_latent},
+            weights,
+            {**(objective or {}), "covariate_term": covariate_term},
         )
         self.seed_ = _choose_seed(seed)
         self.gene_names_ = (
@@ -366,11 +363,19 @@ class VCI(PersistenceMixin, PredictionMixin, VAEMixin, BaseModelClass):
                 stacklevel=2,
             )
             early_stopping = False
+        self.module.train()
         with _seeded(seed):
-            self._run(splitter, max_epochs, accelerator, devices, early_stopping, plan_kwargs,
-                      trainer_kwargs)
+            self._run(
+                splitter,
+                max_epochs,
+                accelerator,
+                devices,
+                early_stopping,
+                plan_kwargs,
+                trainer_kwargs,
+            )
+            self._after_training(np.sort(np.concatenate(parts[:2])), rng)
         self.n_trainings_ += 1
-        self._after_training(np.sort(np.concatenate(parts[:2])), rng)
 
     def _run(
         self,

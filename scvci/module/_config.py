@@ -36,7 +36,7 @@ class Architecture:
     n_layers: int = 2
     dropout: float = 0.0
     interaction: bool = True
-    decoder_covariates: bool = False
+    decoder_covariates: bool = True
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,7 @@ def build_config(
     preset: str,
     likelihood: str | None = None,
     architecture: dict[str, Any] | None = None,
+    weights: dict[str, float] | None = None,
     objective: dict[str, Any] | None = None,
 ) -> ModuleConfig:
     """Start from a preset and replace what is given.
@@ -127,11 +128,14 @@ def build_config(
     if preset not in PRESETS:
         raise ValueError(f"preset={preset!r} is unknown; choose one of {sorted(PRESETS)}.")
     config = PRESETS[preset]
+    terms = ("individual", "covariate", "divergence")
+    if unknown := set(weights or {}) - set(terms):
+        raise ValueError(f"Unknown weights {sorted(unknown)}; the terms are {list(terms)}.")
     return replace(
         config,
         likelihood=likelihood or config.likelihood,
         architecture=_updated(config.architecture, architecture, "architecture"),
-        objective=_updated(config.objective, objective, "objective"),
+        objective=_updated(config.objective, {**(objective or {}), **(weights or {})}, "objective"),
     )
 
 

@@ -190,7 +190,7 @@ class VCIModule(BaseModuleClass):
         covariates: Tensor,
         n_samples: int | None = None,
     ) -> dict[str, Tensor | Normal]:
-        """Encode q(z | y, x, t) and draw from it.
+        """Encode q(z | y, x, t) and draw from it (``n_samples=0``: no draw).
 
         Returns
         -------
@@ -199,7 +199,7 @@ class VCIModule(BaseModuleClass):
         """
         scaled = self.at_reference_size(expression, size)
         qz = self.encoder(self.features(scaled), self.treatment_codes[treatment], covariates)
-        z = qz.rsample((n_samples or self.config.objective.n_samples,))
+        z = qz.rsample((self.config.objective.n_samples if n_samples is None else n_samples,))
         return {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.QZ_KEY: qz}
 
     @auto_move_data
@@ -262,7 +262,8 @@ class VCIModule(BaseModuleClass):
         expression = outputs[MODULE_KEYS.PX_KEY].mean
         features = self.features(expression)
         codes = self.treatment_codes[target]
-        stratum = tensors[keys.STRATUM_KEY].long().squeeze(-1)
+        stratum = tensors.get(keys.STRATUM_KEY, torch.zeros_like(target)[:, None])
+        stratum = stratum.long().squeeze(-1)
         supported = tensors.get(keys.SUPPORTED_KEY)
         empty = expression.new_zeros(0)
         cells = Counterfactual(
@@ -327,7 +328,7 @@ class VCIModule(BaseModuleClass):
         """Loss of the covariate-specific term's critic; the generator gets no gradient."""
         inputs = self._get_inference_input(tensors)
         with torch.no_grad():
-            qz = self.inference(**inputs, n_samples=1)[MODULE_KEYS.QZ_KEY]
+            qz = self.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
             generated, _ = self.counterfactual(tensors, qz)
             scaled = self.at_reference_size(inputs["expression"], inputs["size"])
         real = Cells(

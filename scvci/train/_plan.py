@@ -93,10 +93,18 @@ class VCITrainingPlan(TrainingPlan):
         self._step(generator, loss)
         return loss
 
+    def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
+        """Score a batch with the same latent draws in every epoch.
+
+        Epochs then differ in the weights only, not in luck.
+        """
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(batch_idx)
+            super().validation_step(batch, batch_idx)
+
     def _step(self, optimizer: Any, loss: torch.Tensor) -> None:
-        self.toggle_optimizer(optimizer)
         optimizer.zero_grad()
         self.manual_backward(loss)
         self.configure_gradient_clipping(optimizer)
         optimizer.step()
-        self.untoggle_optimizer(optimizer)

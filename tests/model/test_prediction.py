@@ -1,0 +1,250 @@
+"""Layers: aligned, scaled, recorded, and nothing else touched."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata
+import numpy as np
+import pytest
+import scanpy as sc
+import torch
+from scipy import sparse
+
+import scvci
+from scvci.model import VCI
+
+
+def _fresh(data):
+    copy = data.copy()
+    for name in [n for n in copy.layers if n and n.startswith("counterfactual")]:
+        del copy.layers[name]
+    copy.uns.pop("scvci", None)
+    return copy
+
+
+def test_x_is_untouched_and_provenance_recorded(trained):
+    model, data = trained
+    cells = _fresh(data)
+    before = cells.X.copy()
+    columns = list(cells.obs.columns)
+    assert model.predict_counterfactual("IFNb", cells) == ["counterfactual_IFNb"]
+    assert (cells.X != before).nnz == 0
+    assert list(cells.obs.columns) == columns
+    record = cells.uns["scvci"]["counterfactual_IFNb"]
+    assert record["treatment"] == "IFNb"
+    assert record["scale"] == "expected counts at own library size"
+    assert record["likelihood"] == "nb"
+    assert record["version"] == scvci.__version__
+    assert record["seed"] == model.seed_
+
+
+def test_expected_counts_keep_the_library_size_of_the_cell(trained):
+    model, data = trained
+    cells = _fresh(data)
+    model.predict_counterfactual(["IFNb", "control"], cells)
+    own = np.asarray(cells.layers["counts"].sum(1)).ravel()
+    for layer in ("counterfactual_IFNb", "counterfactual_control"):
+        np.testing.assert_allclose(cells.layers[layer].sum(1), own, rtol=1e-4)
+
+
+def test_scales_agree_with_each_other(trained):
+    model, data = trained
+    cells = _fresh(data)
+    model.predict_counterfactual("IFNb", cells, library_size=1e4)
+    model.predict_counterfactual("IFNb", cells, library_size=1e4, log1p=True, layer_added="log")
+    model.predict_counterfactual("IFNb", cells, layer_added="own")
+    own = np.asarray(cells.layers["counts"].sum(1))
+    np.testing.assert_allclose(
+        np.log1p(cells.layers["counterfactual_IFNb"]), cells.layers["log"], rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        cells.layers["own"] / own * 1e4, cells.layers["counterfactual_IFNb"], rtol=1e-3, atol=1e-4
+    )
+    assert cells.uns["scvci"]["log"]["scale"] == "log1p of expected counts at library size 10000"
+
+
+def test_samples_are_counts_around_the_expectation(trained):
+    model, data = trained
+    cells = _fresh(data)
+    torch.manual_seed(0)
+    layers = model.predict_counterfactual("TNFa", cells, n_samples=40)
+    assert layers[0] == "counterfactual_TNFa_1"
+    assert len(layers) == 40
+    draws = np.stack([cells.layers[name].toarray() for name in layers])
+    assert sparse.issparse(cells.layers[layers[0]])
+    assert np.issubdtype(cells.layers[layers[0]].dtype, np.integer)
+    assert draws.min() >= 0
+    model.predict_counterfactual("TNFa", cells)
+    ratio = draws.mean() / cells.layers["counterfactual_TNFa"].mean()
+    assert ratio == pytest.approx(1, abs=0.03)
+
+
+def test_indices_leave_the_other_rows_missing(trained):
+    model, data = trained
+    cells, all_cells = _fresh(data), _fresh(data)
+    model.predict_counterfactual("IFNb", all_cells)
+    rows = np.array([5, 3, 250])
+    for indices in (rows, np.isin(np.arange(cells.n_obs), rows), cells.obs_names[rows]):
+        model.predict_counterfactual("IFNb", cells, indices=indices)
+        layer = cells.layers["counterfactual_IFNb"]
+        np.testing.assert_array_equal(np.flatnonzero(~np.isnan(layer[:, 0])), [3, 5, 250])
+        np.testing.assert_allclose(
+            layer[rows], all_cells.layers["counterfactual_IFNb"][rows], rtol=1e-5
+        )
+    with pytest.raises(IndexError, match="300"):
+        model.predict_counterfactual("IFNb", cells, indices=[300])
+    with pytest.raises(KeyError, match="nobody"):
+        model.predict_counterfactual("IFNb", cells, indices=["nobody"])
+
+
+@pytest.mark.parametrize("n_samples", [None, 2])
+def test_genes_are_aligned_by_name(trained, n_samples):
+    model, data = trained
+    straight = _fresh(data)
+    order = np.random.default_rng(0).permutation(data.n_vars)
+    shuffled = straight[:, order].copy()
+    for cells in (straight, shuffled):
+        torch.manual_seed(0)
+        layers = model.predict_counterfactual("IFNb", cells, n_samples=n_samples)
+    for layer in layers:
+        a, b = straight.layers[layer], shuffled.layers[layer]
+        a, b = (m.toarray() if sparse.issparse(m) else m for m in (a, b))
+        np.testing.assert_allclose(a[:, order], b, rtol=1e-5)
+
+
+def test_missing_genes_are_listed_and_extra_ones_are_nan(trained):
+    model, data = trained
+    cells = _fresh(data)
+    with pytest.raises(ValueError, match="lacks 2 of the model's 30 genes: Gene0000, Gene0001"):
+        model.predict_counterfactual("IFNb", cells[:, 2:].copy())
+    extra = anndata.concat(
+        [cells, cells[:, :1].copy()], axis=1, merge="first", uns_merge="first"
+    )
+    extra.var_names = [*cells.var_names, "novel"]
+    with pytest.warns(UserWarning, match="1 genes of adata are not the model's"):
+        model.predict_counterfactual("IFNb", extra)
+    layer = extra.layers["counterfactual_IFNb"]
+    assert np.isnan(layer[:, -1]).all()
+    assert not np.isnan(layer[:, :-1]).any()
+
+
+def test_views_and_backed_files(trained, tmp_path):
+    model, data = trained
+    cells = _fresh(data)
+    model.predict_counterfactual("IFNb", cells)
+    rows = np.array([200, 10, 77])
+    view = _fresh(data)[rows]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.predict_counterfactual("IFNb", view)
+    expected = cells.layers["counterfactual_IFNb"][rows]
+    np.testing.assert_allclose(view.layers["counterfactual_IFNb"], expected, rtol=1e-5)
+
+    plain = VCI(_registered_on_x(data), seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
+    path = tmp_path / "cells.h5ad"
+    in_memory = _fresh(data)
+    in_memory.write_h5ad(path)
+    backed = anndata.read_h5ad(path, backed="r")
+    plain.predict_counterfactual("IFNb", in_memory)
+    plain.predict_counterfactual("IFNb", backed, indices=[7, 2, 90])
+    np.testing.assert_allclose(
+        backed.layers["counterfactual_IFNb"][[7, 2, 90]],
+        in_memory.layers["counterfactual_IFNb"][[7, 2, 90]],
+        rtol=1e-5,
+    )
+    backed.file.close()
+
+
+def _registered_on_x(data):
+    cells = _fresh(data)
+    VCI.setup_anndata(cells, categorical_covariate_keys=["cell_type"])
+    return cells
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 300])
+def test_batch_size_and_cell_order_do_not_matter(trained, batch_size):
+    model, data = trained
+    cells = _fresh(data)
+    model.predict_counterfactual("IFNb", cells)
+    order = np.random.default_rng(1).permutation(cells.n_obs)
+    shuffled = _fresh(data)[order].copy()
+    model.predict_counterfactual("IFNb", shuffled, batch_size=batch_size)
+    np.testing.assert_allclose(
+        shuffled.layers["counterfactual_IFNb"],
+        cells.layers["counterfactual_IFNb"][order],
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+def test_cells_of_a_new_combination_and_of_unknown_levels(trained):
+    model, data = trained
+    cells = _fresh(data)
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("B", "Treg")
+    with pytest.raises(ValueError, match="'Treg'.*Known: 'B'"):
+        model.predict_counterfactual("IFNb", cells)
+
+
+def test_layers_survive_a_file_and_are_plotted_by_scanpy(trained, tmp_path):
+    model, data = trained
+    cells = _fresh(data)
+    model.predict_counterfactual(None, cells)
+    cells.write_h5ad(tmp_path / "out.h5ad")
+    again = anndata.read_h5ad(tmp_path / "out.h5ad")
+    assert again.uns["scvci"]["counterfactual_TNFa"]["treatment"] == "TNFa"
+    plot = sc.pl.dotplot(
+        again,
+        list(again.var_names[:3]),
+        groupby="cell_type",
+        layer="counterfactual_TNFa",
+        return_fig=True,
+    )
+    plot.make_figure()
+
+
+def test_latent_representation(trained):
+    model, data = trained
+    z = model.get_latent_representation()
+    assert z.shape == (300, 3)
+    mean, variance = model.get_latent_representation(return_dist=True)
+    np.testing.assert_allclose(z, mean)
+    assert (variance > 0).all()
+    reordered = _fresh(data)[:, ::-1].copy()
+    np.testing.assert_allclose(model.get_latent_representation(reordered), z, rtol=1e-4, atol=1e-5)
+    assert model.get_latent_representation(indices=[2, 5]).shape == (2, 3)
+
+
+def test_elbo_and_reconstruction_error_agree_with_the_module(trained):
+    model, _ = trained
+    torch.manual_seed(0)
+    error = model.get_reconstruction_error()["reconstruction_loss"]
+    torch.manual_seed(0)
+    elbo = model.get_elbo()
+    assert float(error) > 0
+    assert float(-elbo) >= float(error) * 0.99
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"n_samples": 0}, "n_samples=0"),
+        ({"library_size": -1}, "library_size=-1"),
+        ({"n_samples": 1, "log1p": True}, "log1p"),
+    ],
+)
+def test_impossible_scales_are_refused(trained, arguments, match):
+    model, data = trained
+    with pytest.raises(ValueError, match=match):
+        model.predict_counterfactual("IFNb", _fresh(data), **arguments)
+
+
+def test_no_cells_give_an_empty_layer(trained):
+    model, data = trained
+    cells = _fresh(data)
+    model.predict_counterfactual("IFNb", cells, indices=[])
+    assert np.isnan(cells.layers["counterfactual_IFNb"]).all()
+    assert model.get_latent_representation(indices=[]).shape == (0, 3)
