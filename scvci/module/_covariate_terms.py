@@ -114,18 +114,12 @@ class MomentMatch(CovariateTerm):
     def forward(self, cells: Counterfactual) -> Tensor:
         """See :meth:`CovariateTerm.forward`."""
         difference = cells.expression - cells.reference_mean
-        pair, group = torch.unique(cells.pair, return_inverse=True)
-        size = torch.zeros(len(pair), device=group.device).index_add(
-            0, group, torch.ones_like(group, dtype=torch.float32)
-        )
-        zeros = difference.new_zeros(len(pair), difference.shape[1])
-        total = zeros.index_add(0, group, difference)
-        squares = zeros.index_add(0, group, difference.square())
-        n_pairs_of_cells = (size * (size - 1)).clamp(min=1).unsqueeze(1)
-        squared_bias = ((total.square() - squares) / n_pairs_of_cells)[group]
+        same = (cells.pair[:, None] == cells.pair[None, :]).to(difference.dtype)
+        n = same.sum(1, keepdim=True)
+        squared_bias = (same @ difference).square() - same @ difference.square()
+        squared_bias = squared_bias / (n * (n - 1)).clamp(min=1)
         variance = cells.reference_var.clamp(min=_MIN_VARIANCE)
-        value = 0.5 * reduce_genes(squared_bias / variance, self.reduction)
-        return torch.where(size[group] > 1, value, 0.0)
+        return 0.5 * reduce_genes(squared_bias / variance, self.reduction) * (n > 1).squeeze(1)
 
 
 class KernelMatch(CovariateTerm):

@@ -132,7 +132,7 @@ class NormalLikelihood(Likelihood):
         """See :meth:`Likelihood.distribution`; ``size`` is not used."""
         rate = self.rate(heads)
         scale = softplus(self.raw_sigma) + self.sigma_floor
-        return Normal(rate, scale.expand_as(rate), normal_mu=rate)
+        return Normal(rate, scale.expand_as(rate), validate_args=False, normal_mu=rate)
 
     def initial_bias(self, mean_rate: Tensor) -> Tensor:
         """Mean expression itself."""
@@ -153,7 +153,8 @@ class PaperNormalLikelihood(NormalLikelihood):
 
     def distribution(self, heads: Tensor, size: Tensor) -> Distribution:
         """See :meth:`Likelihood.distribution`; ``size`` is not used."""
-        return Normal(heads[..., 0, :], softplus(heads[..., 1, :]) + 1e-3)
+        scale = softplus(heads[..., 1, :]) + 1e-3
+        return Normal(heads[..., 0, :], scale, validate_args=False)
 
 
 class PaperNegativeBinomialLikelihood(Likelihood):

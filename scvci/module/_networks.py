@@ -58,7 +58,7 @@ class Encoder(nn.Module):
     def forward(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
         """Return q(z | y, x, t), batch shape ``(n_cells, n_latent)``."""
         hidden = self.body(torch.cat([features, treatment, covariates], dim=-1))
-        return Normal(self.mean(hidden), softplus(self.raw_sigma(hidden)) + _MIN_SIGMA)
+        return _normal(self.mean(hidden), self.raw_sigma(hidden))
 
 
 class EffectDecoder(nn.Module):
@@ -146,7 +146,7 @@ class PaperEncoder(nn.Module):
         embedded = [layer(x) for layer, x in zip(self.covariates, one_hots, strict=True)]
         heads = relu(self.body(torch.cat([self.outcome(features), treatment, *embedded], dim=-1)))
         mean, raw_sigma = heads.unflatten(-1, (self.n_latent, 2)).unbind(-1)
-        return Normal(mean, softplus(raw_sigma) + _MIN_SIGMA)
+        return _normal(mean, raw_sigma)
 
 
 class PaperDecoder(nn.Module):
@@ -173,6 +173,11 @@ class PaperDecoder(nn.Module):
         return self.body(inputs.flatten(0, -2)).unflatten(-1, self.shape).unflatten(
             0, inputs.shape[:-1]
         )
+
+
+def _normal(mean: Tensor, raw_sigma: Tensor) -> Normal:
+    """Gaussian with a positive spread; torch's validation would wait for the GPU at each call."""
+    return Normal(mean, softplus(raw_sigma) + _MIN_SIGMA, validate_args=False)
 
 
 def _paper_mlp(n_in: int, n_hidden: int, n_layers: int, n_out: int) -> nn.Sequential:

@@ -113,7 +113,7 @@ def test_normal_has_a_floor_under_sigma():
     with torch.no_grad():
         likelihood.raw_sigma.fill_(-50.0)
     px = likelihood.distribution(torch.zeros(1, 1, 2), torch.ones(1, 1))
-    assert float(px.scale.min()) == pytest.approx(0.05)
+    assert px.scale.min().item() == pytest.approx(0.05)
 
 
 def test_unknown_likelihood_is_named():
