@@ -9,6 +9,8 @@ from scvi.train import TrainingPlan
 from torch.optim.lr_scheduler import MultiStepLR
 
 if TYPE_CHECKING:
+    from scvi.module.base import LossOutput
+
     from scvci.module import VCIModule
 
 #: The critic is trained before every second step of the generator (reference implementation).
@@ -59,6 +61,8 @@ class VCITrainingPlan(TrainingPlan):
             **kwargs,
         )
         self.clip = clip
+        self._sums: dict[str, dict[str, torch.Tensor]] = {}
+        self._n_cells: dict[str, int] = {}
         self.lr_milestones = lr_milestones
         self.automatic_optimization = not module.covariate_term.has_critic
 
@@ -80,16 +84,61 @@ class VCITrainingPlan(TrainingPlan):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             torch.nn.utils.clip_grad_norm_(parameters, self.clip)
 
+    def _score(self, batch: dict[str, torch.Tensor], part: str) -> torch.Tensor:
+        """Objective of a batch; every quantity is added to the epoch's sums under its name.
+
+        Names are scvi-tools'. The sums are logged once an epoch: Lightning's bookkeeping at every
+        step costs as much as the smaller networks do.
+        """
+        if "kl_weight" in self.loss_kwargs:
+            self.loss_kwargs["kl_weight"] = self.kl_weight
+        output: LossOutput = self.forward(batch, loss_kwargs=self.loss_kwargs)[2]
+        n = output.n_obs_minibatch
+        sums = {
+            f"{part}_loss": output.loss.detach() * n,
+            f"reconstruction_loss_{part}": output.reconstruction_loss_sum.detach(),
+            f"kl_local_{part}": output.kl_local_sum.detach(),
+            **{f"{name}_{part}": value * n for name, value in output.extra_metrics.items()},
+        }
+        self._n_cells[part] = self._n_cells.get(part, 0) + n
+        totals = self._sums.setdefault(part, {})
+        for name, value in sums.items():
+            totals[name] = totals[name] + value if name in totals else value
+        return output.loss
+
+    def _log_epoch(self, part: str) -> None:
+        """Log averages over the epoch's cells."""
+        n = self._n_cells.pop(part, 0)
+        averages = {name: value / n for name, value in self._sums.pop(part, {}).items()}
+        if not averages:
+            return
+        averages[f"elbo_{part}"] = (
+            averages[f"reconstruction_loss_{part}"] + averages[f"kl_local_{part}"]
+        )
+        loss = averages.pop(f"{part}_loss")
+        self.log(f"{part}_loss", loss, prog_bar=part == "train", sync_dist=self.use_sync_dist)
+        self.log_dict(averages, sync_dist=self.use_sync_dist)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log_epoch("train")
+        if "kl_weight" in self.loss_kwargs:
+            self.log("kl_weight", self.kl_weight)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the epoch."""
+        self._log_epoch("validation")
+
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
         """One step of the generator, after one of the critic where it is its turn."""
         if self.automatic_optimization:
-            return super().training_step(batch, batch_idx)
+            return self._score(batch, "train")
         generator, critic = self.optimizers()
         if (batch_idx + 1) % _CRITIC_FREQUENCY == 0:
             loss = self.module.critic_loss(batch)
             self._step(critic, loss)
             self.log("critic_train", loss.detach(), on_step=False, on_epoch=True)
-        loss = super().training_step(batch, batch_idx)
+        loss = self._score(batch, "train")
         self._step(generator, loss)
         return loss
 
@@ -101,7 +150,7 @@ class VCITrainingPlan(TrainingPlan):
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(batch_idx)
-            super().validation_step(batch, batch_idx)
+            self._score(batch, "validation")
 
     def _step(self, optimizer: Any, loss: torch.Tensor) -> None:
         optimizer.zero_grad()
