@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,7 +33,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=[],
         help="columns within whose combinations treated and control cells compare",
     )
-    demo.add_argument("--max-epochs", type=int, help="most epochs; by default from the data's size")
+    demo.add_argument(
+        "--max-epochs", type=int, help="most epochs; by default from the data's size"
+    )
     demo.add_argument("--n-cells", type=int, default=4000, help="cells to simulate")
     demo.add_argument("--n-genes", type=int, default=400, help="genes to simulate")
     demo.add_argument("--seed", type=int, default=0, help="seed of everything")

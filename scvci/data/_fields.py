@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import rich.table
-from anndata import AnnData
 from scvi.data.fields import BaseAnnDataField
 
 from ._constants import COVARIATES_KEY, TREATMENT_KEY
 from ._names import as_labels, encode, unknown_name_message
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
 
 
 class TreatmentField(BaseAnnDataField):
@@ -275,4 +278,3 @@ def missing_key_message(adata: AnnData, key: str, argument: str) -> str:
         f"obs has no column {key!r} (argument {argument}). Columns found: {found or 'none'}. "
         f"Pass the right one as {argument}=."
     )
-

@@ -1,15 +1,13 @@
-"""Read any AnnData by names: cells in chunks, genes in the model's order, codes by the registry."""
+"""Read any AnnData by names: cells in chunks, genes in the model's order, registered codes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
@@ -23,6 +21,11 @@ from ._fields import (
 )
 from ._names import as_labels
 from ._validation import get_matrix
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from anndata import AnnData
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,9 @@ def gene_columns(found: pd.Index, genes: np.ndarray) -> np.ndarray | None:
         return None
     if not found.is_unique:
         first = found[found.duplicated()][0]
-        raise ValueError(f"Gene {first!r} occurs more than once; call adata.var_names_make_unique().")
+        raise ValueError(
+            f"Gene {first!r} occurs more than once; call adata.var_names_make_unique()."
+        )
     columns = found.get_indexer(pd.Index(genes))
     if (columns < 0).any():
         missing = [str(gene) for gene in np.asarray(genes)[columns < 0]]
@@ -166,7 +171,9 @@ def resolve_indices(adata: AnnData, indices: Any) -> np.ndarray:
     if indices.size and indices.dtype.kind in "OUT":
         rows = adata.obs_names.get_indexer(pd.Index(indices))
         if (rows < 0).any():
-            raise KeyError(f"Cell {indices[int(np.argmax(rows < 0))]!r} is not in adata.obs_names.")
+            raise KeyError(
+                f"Cell {indices[int(np.argmax(rows < 0))]!r} is not in adata.obs_names."
+            )
         return np.unique(rows)
     rows = indices.astype(np.int64)
     outside = (rows < -adata.n_obs) | (rows >= adata.n_obs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +12,8 @@ from torch.utils.data import Dataset
 from . import _constants as keys
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ._statistics import Cohort, Statistics
 
 #: Share of draws that go to arms without cells in the stratum, where there are such arms.

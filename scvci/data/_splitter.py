@@ -64,7 +64,7 @@ def split_cells(
         part = np.minimum(part, 1)
     # The first cell of each group has the smallest quantile, so this only adds what was missing.
     part[start] = 0
-    return tuple(np.sort(order[part == i]) for i in range(3))  # type: ignore[return-value]
+    return tuple(np.sort(order[part == i]) for i in range(3))
 
 
 class CounterfactualSplitter(pl.LightningDataModule):

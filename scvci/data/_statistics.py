@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from anndata import AnnData
 from scipy import sparse
 
 from ._validation import get_matrix
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _CHUNK = 4096
 
@@ -47,7 +50,7 @@ class Cohort:
 
     def expression(self, rows: np.ndarray) -> sparse.csr_matrix:
         """Expression of the given rows in ascending order, as float64 CSR."""
-        block = get_matrix(self.adata, self.layer)[rows]  # type: ignore[index]
+        block = get_matrix(self.adata, self.layer)[rows]
         return sparse.csr_matrix(block, dtype=np.float64)
 
     def size(self, rows: np.ndarray, block: sparse.csr_matrix) -> np.ndarray:
@@ -66,7 +69,7 @@ class Statistics:
     reference_size
         Median size of a cell.
     mean_rate
-        Mean expression of a cell of size one (mean expression itself for log data), ``(n_genes,)``.
+        Mean expression of a cell of size one (for log data the mean itself), ``(n_genes,)``.
     feature_mean, feature_std
         Moments of the encoder's features, ``(n_genes,)``.
     pair_mean, pair_var

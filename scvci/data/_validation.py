@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import sparse
 
 from ._fields import CovariateField, TreatmentField, missing_key_message
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
+
 _CHUNK = 4096
 
 
-def iterate_rows(matrix: object, chunk: int = _CHUNK) -> Iterator[sparse.csr_matrix | np.ndarray]:
+def iterate_rows(matrix: Any, chunk: int = _CHUNK) -> Iterator[Any]:
     """Yield blocks of rows of a dense, sparse or backed matrix."""
-    for start in range(0, matrix.shape[0], chunk):  # type: ignore[attr-defined]
-        yield matrix[start : start + chunk]  # type: ignore[index]
+    for start in range(0, matrix.shape[0], chunk):
+        yield matrix[start : start + chunk]
 
 
-def get_matrix(adata: AnnData, layer: str | None) -> object:
+def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``X`` or a layer.
 
     Raises
@@ -115,7 +119,7 @@ def _check_numeric(adata: AnnData, key: str, argument: str, positive: bool) -> N
         )
 
 
-def _check_finite(matrix: object, adata: AnnData, layer: str | None) -> None:
+def _check_finite(matrix: Any, adata: AnnData, layer: str | None) -> None:
     row = 0
     for block in iterate_rows(matrix):
         values = block.data if sparse.issparse(block) else np.asarray(block)
@@ -142,7 +146,7 @@ def validate_expression(adata: AnnData, layer: str | None, is_count: bool) -> No
     cell_totals, gene_totals = [], np.zeros(adata.n_vars)
     matrix = get_matrix(adata, layer)
     for block in iterate_rows(matrix):
-        values = block.data if sparse.issparse(block) else np.asarray(block)
+        values = np.asarray(block.data if sparse.issparse(block) else block)
         fractional = (values < 0) | (values != np.rint(values))
         integral = integral and not fractional.any()
         if is_count and fractional.any():
@@ -203,7 +207,7 @@ def check_pairs(counts: np.ndarray, treatments: Sequence[str], strata: Sequence[
     ValueError
         If a stratum has no control cell. The control has index 0.
     """
-    without = [strata[i] for i in np.flatnonzero(counts[:, 0] == 0)]
+    without = [strata[int(i)] for i in np.flatnonzero(counts[:, 0] == 0)]
     if without:
         raise ValueError(
             f"Strata without a single {treatments[0]!r} cell: {without}. An effect there has no "
@@ -221,5 +225,3 @@ def check_pairs(counts: np.ndarray, treatments: Sequence[str], strata: Sequence[
             UserWarning,
             stacklevel=3,
         )
-
-

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,13 +11,16 @@ from anndata import AnnData
 from scipy import sparse
 from scipy.special import softmax
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 _TREATMENTS = ("control", "IFNb", "TNFa", "LPS", "Dex")
 _STRATA = ("CD4 T", "CD14 Mono", "B", "NK", "CD8 T", "DC")
 
 
 @dataclass(frozen=True)
 class _Mechanism:
-    """Fixed parameters of the structural equations; widths of arrays in :func:`_draw_mechanism`."""
+    """Fixed parameters of the structural equations; shapes are in :func:`_draw_mechanism`."""
 
     offset: np.ndarray
     loadings: np.ndarray
@@ -220,7 +223,9 @@ def _draw_mechanism(
         interaction=interaction,
         by_stratum=by_stratum,
         latent_mean=rng.normal(0, 0.5, size=(n_strata, n_latent)),
-        propensity=softmax(confounding * rng.normal(0, 0.5, size=(n_strata, n_treatments)), axis=1),
+        propensity=softmax(
+            confounding * rng.normal(0, 0.5, size=(n_strata, n_treatments)), axis=1
+        ),
     )
 
 
@@ -243,10 +248,7 @@ def _choose_held_out(
         # A random stratum of each treatment stays; any other pair may go.
         kept = rng.integers(len(strata), size=len(treatments))
         free = [
-            (x, t)
-            for t in range(1, len(treatments))
-            for x in range(len(strata))
-            if x != kept[t]
+            (x, t) for t in range(1, len(treatments)) for x in range(len(strata)) if x != kept[t]
         ]
         return [free[i] for i in rng.choice(len(free), held_out, replace=False)]
     pairs = []
@@ -289,7 +291,7 @@ def _expected_counts(
     treatment: int,
     library: np.ndarray,
 ) -> np.ndarray:
-    """Expected counts of every cell in the world of one treatment, float32."""
+    """Compute expected counts of every cell in the world of one treatment, float32."""
     log_rate = baseline
     if treatment:
         gain = 1 + latent @ mechanism.gain[treatment]
@@ -309,7 +311,7 @@ def _couple_counts(
     expected: dict[str, np.ndarray],
     frailty: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Counts of every world, nested with the factual counts in one Poisson process.
+    """Draw counts of every world, nested with the factual counts in one Poisson process.
 
     A world with a higher rate keeps the factual molecules and adds some; one with a lower rate
     keeps each of them with the ratio of the rates.

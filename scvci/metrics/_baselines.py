@@ -6,13 +6,16 @@ were never observed, and return a table of the same shape with a prediction for 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 
 def no_change(means: np.ndarray, control: int = 0) -> np.ndarray:
-    """The stratum's own control under every treatment.
+    """Predict the stratum's own control under every treatment.
 
     Parameters
     ----------
@@ -26,7 +29,7 @@ def no_change(means: np.ndarray, control: int = 0) -> np.ndarray:
 
 
 def treatment_mean(means: np.ndarray, control: int = 0) -> np.ndarray:
-    """Mean of the treatment over the other strata; the stratum's own where there is no other.
+    """Predict the mean of the treatment over the other strata, or the only one there is.
 
     Parameters
     ----------
@@ -38,7 +41,7 @@ def treatment_mean(means: np.ndarray, control: int = 0) -> np.ndarray:
 
 
 def additive(means: np.ndarray, control: int = 0) -> np.ndarray:
-    r"""Own control plus the mean effect in the other strata, :math:`c_x + \bar d_t`.
+    r"""Predict own control plus the mean effect in the other strata, :math:`c_x + \bar d_t`.
 
     Parameters
     ----------

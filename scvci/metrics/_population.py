@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-from scipy import sparse
 from scipy.spatial.distance import cdist, pdist
 from sklearn.metrics import r2_score
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 
 def pseudobulk(counts: np.ndarray | sparse.spmatrix, target_sum: float = 1e4) -> np.ndarray:

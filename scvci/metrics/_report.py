@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -10,6 +10,9 @@ import pandas as pd
 from ._baselines import BASELINES
 from ._individual import ite_corr, per_cell_mse
 from ._population import pearson_delta, pseudobulk, r2_delta
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
 
 
 def counterfactual_report(
@@ -43,8 +46,9 @@ def counterfactual_report(
     rows = []
     for stratum in pd.unique(strata):
         cells = strata == stratum
-        base_true, base_pred = _both_scales(true[control][cells]), _both_scales(
-            predicted[control][cells]
+        base_true, base_pred = (
+            _both_scales(true[control][cells]),
+            _both_scales(predicted[control][cells]),
         )
         for treatment in true:
             if treatment == control:

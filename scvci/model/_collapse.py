@@ -1,4 +1,4 @@
-"""Is anything individual left in the latent state?"""
+"""Check that something individual is left in the latent state."""
 
 from __future__ import annotations
 

@@ -182,7 +182,7 @@ class PredictionMixin:
         if treatment is None:
             return known
         single = isinstance(treatment, str) or not isinstance(treatment, Sequence | np.ndarray)
-        targets = [str(treatment)] if single else [str(t) for t in treatment]  # type: ignore[union-attr]
+        targets = [str(treatment)] if single else [str(t) for t in treatment]
         for target in targets:
             if target not in known:
                 raise ValueError(
@@ -225,8 +225,8 @@ class PredictionMixin:
         flat = [layer for layers in names.values() for layer in layers]
         if len(set(flat)) < len(flat):
             raise ValueError(
-                f"Two treatments would be written to the same layer ({sorted(flat)}); predict them "
-                "one by one with layer_added=."
+                f"Two treatments would be written to the same layer ({sorted(flat)}); predict "
+                "them one by one with layer_added=."
             )
         return names
 
@@ -282,7 +282,11 @@ class PredictionMixin:
         module = self.module
         inputs = module._get_inference_input(tensors)
         outputs = module.inference(**inputs, n_samples=scale.n_samples or 0)
-        z = outputs[MODULE_KEYS.Z_KEY] if scale.n_samples else outputs[MODULE_KEYS.QZ_KEY].loc[None]
+        z = (
+            outputs[MODULE_KEYS.Z_KEY]
+            if scale.n_samples
+            else outputs[MODULE_KEYS.QZ_KEY].loc[None]
+        )
         size = inputs["size"]
         if scale.library_size is not None:
             size = torch.full_like(size, scale.library_size)
@@ -351,7 +355,7 @@ class _Collector:
         return ordered
 
     def layers(self) -> list[Any]:
-        """The finished layers."""
+        """Return the finished layers."""
         if not self.sparse:
             return self._dense
         empty = sparse.csr_matrix(self.shape, dtype=np.int32)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import warnings
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -43,6 +42,8 @@ from ._persistence import PersistenceMixin
 from ._prediction import PredictionMixin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
 
     from scvci.data import Statistics
@@ -129,9 +130,7 @@ class VCI(PersistenceMixin, PredictionMixin, VAEMixin, BaseModelClass):
         with _seeded(self.seed_):
             self.module = VCIModule(self._sizes(), self.config, composition=composition)
         if adata is not None:
-            validate_expression(
-                adata, self._setup_arg("layer"), self.module.likelihood.is_count
-            )
+            validate_expression(adata, self._setup_arg("layer"), self.module.likelihood.is_count)
         self.n_trainings_ = 0
         self.init_params_ = self._get_init_params(locals())
 
@@ -266,9 +265,7 @@ class VCI(PersistenceMixin, PredictionMixin, VAEMixin, BaseModelClass):
         n_continuous = len(self._setup_arg("continuous_covariate_keys") or [])
         covariates = [*self._state(keys.COVARIATES_KEY)["keys"]]
         objective = self.config.objective
-        trained = (
-            f"yes, seed {self.seed_}" if self.is_trained_ else "no; call train()"
-        )
+        trained = f"yes, seed {self.seed_}" if self.is_trained_ else "no; call train()"
         return "\n".join(
             [
                 f"VCI model of {len(self.gene_names_)} genes",
@@ -513,7 +510,7 @@ def _choose_seed(seed: int | None) -> int:
     return int(settings.seed) if settings.seed is not None else secrets.randbelow(2**31)
 
 
-class _seeded(AbstractContextManager):  # noqa: N801
+class _seeded(AbstractContextManager):
     """Run a block under a torch seed and leave the caller's generators as they were."""
 
     def __init__(self, seed: int) -> None:

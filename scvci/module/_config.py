@@ -135,11 +135,15 @@ def build_config(
         config,
         likelihood=likelihood or config.likelihood,
         architecture=_updated(config.architecture, architecture, "architecture"),
-        objective=_updated(config.objective, {**(objective or {}), **(weights or {})}, "objective"),
+        objective=_updated(
+            config.objective, {**(objective or {}), **(weights or {})}, "objective"
+        ),
     )
 
 
-def _updated[T: (Architecture, Objective)](group: T, changes: dict[str, Any] | None, name: str) -> T:
+def _updated[T: (Architecture, Objective)](
+    group: T, changes: dict[str, Any] | None, name: str
+) -> T:
     """Return ``group`` with the given (not ``None``) settings replaced."""
     changes = {key: value for key, value in (changes or {}).items() if value is not None}
     known = {f.name for f in fields(group)}

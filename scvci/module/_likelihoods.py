@@ -7,13 +7,15 @@ size compare.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from torch import Tensor, nn
-from torch.distributions import Distribution
 from torch.nn.functional import softplus
+
+if TYPE_CHECKING:
+    from torch.distributions import Distribution
 
 #: Keeps exp() of a linear predictor finite in float32.
 _MAX_LOG_RATE = 15.0
@@ -46,7 +48,7 @@ class Likelihood(nn.Module):
         self.composition = composition
 
     def rate(self, heads: Tensor) -> Tensor:
-        """Expected expression of a cell of size one, shape ``(..., n_genes)``."""
+        """Return expected expression of a cell of size one, shape ``(..., n_genes)``."""
         logits = heads[..., 0, :]
         if self.composition:
             return torch.softmax(logits, dim=-1)

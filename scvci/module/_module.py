@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
@@ -21,6 +20,7 @@ from ._networks import EffectDecoder, Encoder, PaperDecoder, PaperEncoder
 from ._terms import individual_term, latent_divergence
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch.distributions import Distribution, Normal
 
     from ._config import ModuleConfig
@@ -141,7 +141,7 @@ class VCIModule(BaseModuleClass):
         return expression * (self.reference_size / torch.where(size > 0, size, 1.0))
 
     def features(self, scaled: Tensor) -> Tensor:
-        """What the encoder sees of expression at the reference size, shape as given."""
+        """Turn expression at the reference size into what the encoder sees; same shape."""
         if self.likelihood.uses_size:
             scaled = torch.log1p(scaled)
         return (scaled - self.feature_mean) / self.feature_scale
@@ -286,11 +286,11 @@ class VCIModule(BaseModuleClass):
     def loss(
         self,
         tensors: dict[str, Tensor],
-        inference_outputs: dict[str, Tensor | Normal],
+        inference_outputs: dict[str, Any],
         generative_outputs: dict[str, Distribution],
         kl_weight: float | Tensor = 1.0,
     ) -> LossOutput:
-        """The VCI objective: three weighted terms, each also reported by its name.
+        """Compute the VCI objective: three weighted terms, each also reported by its name.
 
         The covariate-specific term is averaged over the cells whose (x, t′) has real cells; a
         batch without any keeps the other two terms.

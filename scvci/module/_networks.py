@@ -170,8 +170,10 @@ class PaperDecoder(nn.Module):
         treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
         inputs = torch.cat([z, treatment], dim=-1)
         # Batch normalisation wants two axes: latent draws and cells are one axis to it.
-        return self.body(inputs.flatten(0, -2)).unflatten(-1, self.shape).unflatten(
-            0, inputs.shape[:-1]
+        return (
+            self.body(inputs.flatten(0, -2))
+            .unflatten(-1, self.shape)
+            .unflatten(0, inputs.shape[:-1])
         )
 
 

@@ -58,8 +58,9 @@ def training_curves(
             name = f"{part}_loss" if key == "loss" else f"{key}_{part}"
             if name in model.history:
                 values = model.history[name]
-                ax.plot(values.index, values.iloc[:, 0].astype(float), color=_COLORS[color],
-                        label=part)
+                ax.plot(
+                    values.index, values.iloc[:, 0].astype(float), color=_COLORS[color], label=part
+                )
         ax.set(title=title, xlabel="epoch")
         ax.spines[["top", "right"]].set_visible(False)
     axes[0][0].legend(frameon=False)
@@ -134,11 +135,18 @@ def counterfactual_shift(
         _, ax = plt.subplots(figsize=(5.5, 4.5))
     for (kind, _), color in zip(kinds.items(), ("green", "orange", "blue"), strict=True):
         points = joint.obsm["X_umap"][(joint.obs["kind"] == kind).to_numpy()]
-        ax.scatter(*points.T, s=5, alpha=0.5, linewidths=0, color=_COLORS[color], label=kind,
-                   rasterized=True)
+        ax.scatter(
+            points[:, 0],
+            points[:, 1],
+            s=5,
+            alpha=0.5,
+            linewidths=0,
+            color=_COLORS[color],
+            label=kind,
+            rasterized=True,
+        )
     ax.set(xlabel="UMAP1", ylabel="UMAP2", xticks=[], yticks=[])
     ax.legend(frameon=False, markerscale=3, loc="upper center", bbox_to_anchor=(0.5, -0.06))
-    ax.figure.tight_layout()
     _finish(ax.figure, show, save)
     return ax
 
@@ -166,7 +174,11 @@ def effect_scatter(
     n_columns = min(len(strata), 4)
     n_rows = -(-len(strata) // n_columns)
     fig, axes = plt.subplots(
-        n_rows, n_columns, figsize=(3.2 * n_columns, 3.3 * n_rows), squeeze=False, sharex=True,
+        n_rows,
+        n_columns,
+        figsize=(3.2 * n_columns, 3.3 * n_rows),
+        squeeze=False,
+        sharex=True,
         sharey=True,
     )
     values = effects[["observed", "predicted"]].to_numpy(float)
@@ -175,12 +187,20 @@ def effect_scatter(
         rows = effects[effects["stratum"] == stratum]
         for pair, color in (("seen", "blue"), ("held out", "orange")):
             part = rows[rows["pair"] == pair]
-            ax.scatter(part["observed"], part["predicted"], s=4, alpha=0.4, linewidths=0,
-                       color=_COLORS[color], label=pair, rasterized=True)
+            ax.scatter(
+                part["observed"],
+                part["predicted"],
+                s=4,
+                alpha=0.4,
+                linewidths=0,
+                color=_COLORS[color],
+                label=pair,
+                rasterized=True,
+            )
         ax.plot(limits, limits, color="black", linewidth=0.8, zorder=0)
         ax.set(title=str(stratum), xlim=limits, ylim=limits, aspect="equal")
         ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes.ravel()[len(strata):]:
+    for ax in axes.ravel()[len(strata) :]:
         ax.set_axis_off()
     axes[0][0].legend(frameon=False, markerscale=3)
     fig.supxlabel("observed change of mean expression (log1p)")

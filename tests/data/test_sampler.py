@@ -98,7 +98,9 @@ def test_split_is_stratified_and_keeps_a_training_cell_per_group(rng):
         assert abs((group[train] == g).sum() - 0.8 * n) <= 1
     assert 260 in train
     again = split_cells(group, 0.8, 0.1, np.random.default_rng(0))
-    np.testing.assert_array_equal(again[0], split_cells(group, 0.8, 0.1, np.random.default_rng(0))[0])
+    np.testing.assert_array_equal(
+        again[0], split_cells(group, 0.8, 0.1, np.random.default_rng(0))[0]
+    )
 
 
 def test_split_without_rest_has_no_test_cells(rng):

@@ -118,9 +118,7 @@ def test_missing_genes_are_listed_and_extra_ones_are_nan(trained):
     cells = _fresh(data)
     with pytest.raises(ValueError, match="lacks 2 of the model's 30 genes: Gene0000, Gene0001"):
         model.predict_counterfactual("IFNb", cells[:, 2:].copy())
-    extra = anndata.concat(
-        [cells, cells[:, :1].copy()], axis=1, merge="first", uns_merge="first"
-    )
+    extra = anndata.concat([cells, cells[:, :1].copy()], axis=1, merge="first", uns_merge="first")
     extra.var_names = [*cells.var_names, "novel"]
     with pytest.warns(UserWarning, match="1 genes of adata are not the model's"):
         model.predict_counterfactual("IFNb", extra)

@@ -66,9 +66,10 @@ def test_every_covariate_term_trains_and_every_term_is_in_the_history(adata, ter
             values = model.history[f"{name}_{part}"].to_numpy(float)
             assert len(values) == 4
             assert np.isfinite(values).all()
-    assert model.history["individual_train"].iloc[-1, 0] < model.history["individual_train"].iloc[
-        0, 0
-    ]
+    assert (
+        model.history["individual_train"].iloc[-1, 0]
+        < model.history["individual_train"].iloc[0, 0]
+    )
     moved = [
         not torch.equal(a, b)
         for a, b in zip(critic, model.module.covariate_term.parameters(), strict=True)

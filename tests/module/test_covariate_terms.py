@@ -83,10 +83,14 @@ def test_moment_match_does_not_punish_spread_while_the_kernel_does():
         reference_var=torch.ones(4000, 1),
         reference=mean[:, None].expand(-1, 3, -1),
     )
-    moments = [float(_term("moments", n_genes=1)(replace(base, expression=e)).mean())
-               for e in (narrow, wide)]
-    kernel = [float(_term("kernel", n_genes=1)(replace(base, expression=e)).mean())
-              for e in (narrow, wide)]
+    moments = [
+        float(_term("moments", n_genes=1)(replace(base, expression=e)).mean())
+        for e in (narrow, wide)
+    ]
+    kernel = [
+        float(_term("kernel", n_genes=1)(replace(base, expression=e)).mean())
+        for e in (narrow, wide)
+    ]
     assert abs(moments[1]) < 0.2  # 5 standard errors of the mean of 1,000 groups
     assert kernel[1] - kernel[0] == pytest.approx(2.0, abs=0.2)  # ½ · (4 − 0.01)
 

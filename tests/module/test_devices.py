@@ -1,4 +1,4 @@
-"""Device safety: everything runs on fake CUDA tensors, so a mixed-device bug fails without a GPU."""
+"""Device safety: everything runs on fake CUDA tensors, so mixed devices fail without a GPU."""
 
 from __future__ import annotations
 

@@ -21,7 +21,9 @@ N, G, T = 6, 5, 3
 @pytest.fixture
 def module():
     torch.manual_seed(0)
-    sizes = DataSizes(G, np.eye(T, dtype=np.float32), 0, n_levels=[2, 3], n_continuous=0, n_strata=4)
+    sizes = DataSizes(
+        G, np.eye(T, dtype=np.float32), 0, n_levels=[2, 3], n_continuous=0, n_strata=4
+    )
     return VCIModule(sizes, PRESETS["paper"])
 
 
@@ -130,17 +132,15 @@ def test_objective_by_hand(module, tensors):
 
     counterfactual = module.decoder(q.rsample(), target, x)[:, 0]
     matched = tensors[keys.REFERENCE_KEY]
-    log_kernel = (
-        -((counterfactual[:, None] - matched) ** 2) / (2 + 1e-8) - 0.5 * math.log(2 * math.pi)
+    log_kernel = -((counterfactual[:, None] - matched) ** 2) / (2 + 1e-8) - 0.5 * math.log(
+        2 * math.pi
     )
     supported = tensors[keys.SUPPORTED_KEY].squeeze(1) > 0
     covariate = -log_kernel.mean((1, 2))[supported].mean()
 
     p = module.encoder(counterfactual, target, x)
     ratio = (q.scale / p.scale) ** 2
-    divergence = (
-        -0.5 * (1 + ratio.log() - (q.loc - p.loc) ** 2 - ratio).sum(1).mean()
-    )
+    divergence = -0.5 * (1 + ratio.log() - (q.loc - p.loc) ** 2 - ratio).sum(1).mean()
     metrics = output.extra_metrics
     torch.testing.assert_close(metrics["individual"], individual)
     torch.testing.assert_close(metrics["covariate"], covariate)
