@@ -210,7 +210,18 @@ class CovariateField(BaseAnnDataField):
 
 
 def encode_treatments(labels: np.ndarray, state: dict) -> np.ndarray:
-    """Codes of treatment labels.
+    """Look up the codes of treatment labels.
+
+    Parameters
+    ----------
+    labels
+        Treatment of each cell, shape ``(n_cells,)``.
+    state
+        State registry of the treatment field.
+
+    Returns
+    -------
+    Indices among the model's treatments, shape ``(n_cells,)``.
 
     Raises
     ------
@@ -229,7 +240,18 @@ def encode_treatments(labels: np.ndarray, state: dict) -> np.ndarray:
 
 
 def encode_covariates(adata: AnnData, state: dict) -> np.ndarray:
-    """Codes of the covariates of ``adata``, shape ``(n_cells, n_covariates)``.
+    """Look up the codes of the covariates of cells.
+
+    Parameters
+    ----------
+    adata
+        Cells with the registered columns in ``obs``.
+    state
+        State registry of the covariate field.
+
+    Returns
+    -------
+    Indices among the levels of each covariate, shape ``(n_cells, n_covariates)``.
 
     Raises
     ------
@@ -256,7 +278,19 @@ def encode_covariates(adata: AnnData, state: dict) -> np.ndarray:
 
 
 def stratum_codes(codes: np.ndarray, state: dict) -> np.ndarray:
-    """Index of each row of covariate codes among the strata; −1 for a new combination."""
+    """Find each row of covariate codes among the strata.
+
+    Parameters
+    ----------
+    codes
+        Covariate codes, shape ``(n_cells, n_covariates)``.
+    state
+        State registry of the covariate field.
+
+    Returns
+    -------
+    Index of the stratum, shape ``(n_cells,)``; −1 for a combination that training did not see.
+    """
     shape = tuple(len(levels) for levels in state["levels"])
     strata = np.ravel_multi_index(np.asarray(state["strata"], dtype=np.int64).T, shape)
     flat = np.ravel_multi_index(np.asarray(codes, dtype=np.int64).T, shape)
@@ -264,7 +298,13 @@ def stratum_codes(codes: np.ndarray, state: dict) -> np.ndarray:
 
 
 def stratum_names(state: dict) -> list[str]:
-    """Readable name of each stratum, as ``"CD4 T | donor 1"``."""
+    """Name the strata, as ``"CD4 T | donor 1"``.
+
+    Parameters
+    ----------
+    state
+        State registry of the covariate field.
+    """
     return [
         " | ".join(levels[code] for levels, code in zip(state["levels"], row, strict=True))
         for row in state["strata"]

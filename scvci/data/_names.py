@@ -50,7 +50,17 @@ def nearest(name: str, known: Sequence[str], n: int = 3) -> list[str]:
 
 
 def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
-    """Name what is unknown, the nearest known names, and how many there are."""
+    """Name what is unknown and the nearest known names.
+
+    Parameters
+    ----------
+    kind
+        What kind of name it is, to begin the sentence.
+    name
+        The unknown name.
+    known
+        Known names.
+    """
     close = nearest(name, known)
     hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
     shown = ", ".join(map(repr, list(known)[:10])) + (", …" if len(known) > 10 else "")

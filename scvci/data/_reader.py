@@ -154,7 +154,14 @@ def gene_columns(found: pd.Index, genes: np.ndarray) -> np.ndarray | None:
 
 
 def resolve_indices(adata: AnnData, indices: Any) -> np.ndarray:
-    """Turn a boolean mask, cell names, integers or ``None`` into unique ascending rows.
+    """Turn a choice of cells into unique ascending rows.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    indices
+        Boolean mask, cell names, integers (negative ones count from the end), or ``None`` for all.
 
     Raises
     ------
@@ -193,5 +200,11 @@ def _numeric(adata: AnnData, columns: list[str]) -> np.ndarray:
 
 
 def control_index(state: dict) -> int:
-    """Index of the control among the treatments."""
+    """Index of the control among the treatments.
+
+    Parameters
+    ----------
+    state
+        State registry of the treatment field.
+    """
     return state[TreatmentField.STATE_NAMES].index(state[TreatmentField.STATE_CONTROL])

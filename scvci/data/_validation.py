@@ -28,6 +28,13 @@ def iterate_rows(matrix: Any, chunk: int = _CHUNK) -> Iterator[Any]:
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
     """Return ``X`` or a layer.
 
+    Parameters
+    ----------
+    adata
+        The cells.
+    layer
+        Name of the layer, or ``None`` for ``X``.
+
     Raises
     ------
     KeyError
@@ -56,6 +63,12 @@ def validate_setup(
     """Check everything that ``setup_anndata`` is about to register.
 
     Nothing is written, so that a refused AnnData is left as it was.
+
+    Parameters
+    ----------
+    adata, layer, treatment_key, control, categorical_covariate_keys, continuous_covariate_keys, \
+size_factor_key
+        See :meth:`scvci.model.VCI.setup_anndata`.
 
     Raises
     ------
@@ -137,6 +150,13 @@ def _check_finite(matrix: Any, adata: AnnData, layer: str | None) -> None:
 def validate_expression(adata: AnnData, layer: str | None, is_count: bool) -> None:
     """Check expression against the likelihood's support.
 
+    Parameters
+    ----------
+    adata, layer
+        Where expression lies.
+    is_count
+        Whether the likelihood is one of counts.
+
     Raises
     ------
     ValueError
@@ -193,7 +213,19 @@ def _where(layer: str | None) -> str:
 
 
 def pair_counts(treatment: np.ndarray, stratum: np.ndarray, n_t: int, n_s: int) -> np.ndarray:
-    """Cells of each (stratum, treatment), shape ``(n_strata, n_treatments)``."""
+    """Count the cells of each (stratum, treatment).
+
+    Parameters
+    ----------
+    treatment, stratum
+        Codes, shape ``(n_cells,)``; cells of unknown strata (−1) are not counted.
+    n_t, n_s
+        Numbers of treatments and of strata.
+
+    Returns
+    -------
+    Shape ``(n_strata, n_treatments)``.
+    """
     known = stratum >= 0
     flat = stratum[known] * n_t + treatment[known]
     return np.bincount(flat, minlength=n_s * n_t).reshape(n_s, n_t)
@@ -201,6 +233,13 @@ def pair_counts(treatment: np.ndarray, stratum: np.ndarray, n_t: int, n_s: int) 
 
 def check_pairs(counts: np.ndarray, treatments: Sequence[str], strata: Sequence[str]) -> None:
     """Refuse strata without control; list pairs that were never measured in a warning.
+
+    Parameters
+    ----------
+    counts
+        Cells of each (stratum, treatment), the control first.
+    treatments, strata
+        Their names.
 
     Raises
     ------

@@ -17,10 +17,10 @@ from scvci._version import __version__
 from scvci.data import CellReader, resolve_indices, unknown_name_message
 from scvci.data import _constants as keys
 
+from ._registry import RegistryMixin
+
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from scvci.module import VCIModule
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,8 @@ class _Scale:
         )
 
 
-class PredictionMixin:
+class PredictionMixin(RegistryMixin):
     """What would have been: counterfactual expression, and the latent state it rests on."""
-
-    module: VCIModule
 
     def predict_counterfactual(
         self,
@@ -108,7 +106,7 @@ class PredictionMixin:
         scale = _Scale(library_size, log1p, n_samples)
         self._check_scale(scale)
         cells = self._cells_of(adata)
-        reader = CellReader.from_registry(cells, self.registry, self.gene_names_)  # type: ignore[attr-defined]
+        reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
         rows = resolve_indices(cells, indices)
         names = self._layer_names(targets, layer_added, treatment, scale)
         self._warn_about_cells(reader, rows)
@@ -144,7 +142,7 @@ class PredictionMixin:
         """
         self._require_trained("compute latent states")
         cells = self._cells_of(adata)
-        reader = CellReader.from_registry(cells, self.registry, self.gene_names_)  # type: ignore[attr-defined]
+        reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
         rows = resolve_indices(cells, indices)
         means, variances, draws = [], [], []
         with torch.inference_mode():
@@ -168,17 +166,17 @@ class PredictionMixin:
     # -- arguments ------------------------------------------------------------------------------
 
     def _require_trained(self, action: str) -> None:
-        if not self.is_trained_:  # type: ignore[attr-defined]
+        if not self.is_trained_:
             raise RuntimeError(f"The model is not trained; call train() before you {action}.")
 
     def _cells_of(self, adata: AnnData | None) -> AnnData:
-        cells = self.adata if adata is None else adata  # type: ignore[attr-defined]
+        cells = self.adata if adata is None else adata
         if cells is None:
             raise ValueError("The model was loaded without cells; pass adata=.")
         return cells
 
     def _targets(self, treatment: str | Sequence[str] | None) -> list[str]:
-        known = self.treatments  # type: ignore[attr-defined]
+        known = self.treatments
         if treatment is None:
             return known
         single = isinstance(treatment, str) or not isinstance(treatment, Sequence | np.ndarray)
@@ -264,7 +262,7 @@ class PredictionMixin:
         batch_size: int | None,
     ) -> list[Any]:
         """Layers (one, or one per sample) aligned with all rows and genes of the AnnData."""
-        code = self.treatments.index(target)  # type: ignore[attr-defined]
+        code = self.treatments.index(target)
         sampled = bool(scale.n_samples) and self.module.likelihood.is_count
         n_layers = scale.n_samples or 1
         collector = _Collector(reader, rows, n_layers, sparse_layers=sampled)
@@ -311,7 +309,7 @@ class PredictionMixin:
             "calibrated": calibrated,
             "model": type(self).__name__,
             "version": __version__,
-            "seed": self.seed_,  # type: ignore[attr-defined]
+            "seed": self.seed_,
         }
         cells.uns["scvci"] = provenance
 

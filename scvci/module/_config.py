@@ -34,7 +34,7 @@ class Architecture:
     n_latent: int = 10
     n_hidden: int = 128
     n_layers: int = 2
-    dropout: float = 0.0
+    dropout: float = 0.1
     interaction: bool = True
     decoder_covariates: bool = True
 
@@ -45,12 +45,10 @@ class Objective:
 
     Attributes
     ----------
-    individual
-        Weight of the individual-specific likelihood.
-    covariate
-        Weight of the covariate-specific likelihood of the counterfactual.
-    divergence
-        Weight of the latent divergence.
+    individual, covariate, divergence
+        Weights of the individual-specific likelihood, of the covariate-specific likelihood of the
+        counterfactual, and of the latent divergence. In the bound all three are 1; a heavier
+        divergence measured better for pairs that were not observed.
     covariate_term
         Kind of the covariate-specific term, see :data:`scvci.module.COVARIATE_TERMS`.
     n_samples
@@ -67,7 +65,7 @@ class Objective:
 
     individual: float = 1.0
     covariate: float = 1.0
-    divergence: float = 1.0
+    divergence: float = 3.0
     covariate_term: str = "moments"
     n_samples: int = 1
     n_reference: int = 8
@@ -119,6 +117,17 @@ def build_config(
     objective: dict[str, Any] | None = None,
 ) -> ModuleConfig:
     """Start from a preset and replace what is given.
+
+    Parameters
+    ----------
+    preset
+        Name of the preset.
+    likelihood
+        Name of the likelihood.
+    architecture, objective
+        Settings of :class:`Architecture` and :class:`Objective` by name; ``None`` keeps a value.
+    weights
+        Weights of the three terms by name.
 
     Raises
     ------
