@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 _MAX_CELLS = 1000
 #: Passes of the fixed point; each one cell's predictions stay a composition.
 _N_PASSES = 4
+#: Share of the additive expectation in the mean of a pair without cells.
+_ADDITIVE_SHARE = 0.5
+_TINY = 1e-12
 
 
 @torch.inference_mode()
@@ -33,8 +36,11 @@ def fit_calibration(
     is the sum of the control's shift and of a change :math:`\delta_{x,t'}`, each shrunk towards
     zero by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2` the
     sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over genes.
-    A pair without real cells gets the control's shift of its stratum plus the mean change of the
-    treatment over the other strata.
+    A pair without real cells gets the control's shift of its stratum plus the mean
+    :math:`\delta` of the treatment over the other strata; then its mean is moved half-way, on the
+    scale of log1p per 10,000, to the additive expectation: its control's mean plus the mean effect
+    in the other strata. The errors of the two forecasts have little in common, and with nothing
+    measured to weigh them by, their plain average is hard to beat (Bates and Granger, 1969).
 
     Parameters
     ----------
@@ -51,31 +57,52 @@ def fit_calibration(
     -------
     Shape ``(n_strata, n_treatments, n_genes)``.
     """
+    n_strata = len(module.calibration)
+    strata = [
+        _encode_stratum(module, reader, indices[reader.stratum[indices] == x], rng)
+        for x in range(n_strata)
+    ]
+    shift, calibrated = _fit_observed(module, strata, statistics)
+    observed = np.isfinite(shift).all(axis=-1)
+    comparable = observed & observed[:, [module.sizes.control]]
+    control = np.nan_to_num(shift[:, module.sizes.control])
+    change = shift - control[:, None]
+    level = _stabilised(module, calibrated)
+    effect = level - level[:, [module.sizes.control]]
+    for x, t in np.argwhere(~observed):
+        shift[x, t] = control[x]
+        others = comparable[:, t]
+        if not others.any() or not observed[x, module.sizes.control]:
+            continue
+        shift[x, t] += change[others, t].mean(axis=0)
+        own = _mean_prediction(module, strata[x], t, shift[x, t])
+        additive = level[x, module.sizes.control] + effect[others, t].mean(axis=0)
+        pooled = (1 - _ADDITIVE_SHARE) * _stabilised(module, own) + _ADDITIVE_SHARE * additive
+        target = _destabilised(module, pooled, own.sum())
+        shift[x, t] += _solve(module, strata[x], t, shift[x, t], target)
+    return shift
+
+
+def _fit_observed(
+    module: VCIModule, strata: list[dict[str, torch.Tensor]], statistics: Statistics
+) -> tuple[np.ndarray, np.ndarray]:
+    """Shifts and calibrated means of pairs with cells; NaN for the others."""
     shape = module.calibration.shape
     mean = statistics.pair_mean.reshape(shape)
     variance = statistics.pair_var.reshape(shape)
     count = statistics.pair_count.reshape(shape[:2])
-    control = module.sizes.control
-    shift = np.zeros(shape, dtype=np.float32)
-    change = np.full(shape, np.nan, dtype=np.float32)
-    for x in range(shape[0]):
-        cells = _encode_stratum(module, reader, indices[reader.stratum[indices] == x], rng)
-        order = [control, *(t for t in range(shape[1]) if t != control)]
-        for t in order:
-            start = shift[x, control]
-            if count[x, t] == 0:
-                continue
+    shift = np.full(shape, np.nan, dtype=np.float32)
+    calibrated = np.full(shape, np.nan)
+    # The control comes first: its shift is part of the other treatments'.
+    order = sorted(range(shape[1]), key=lambda t: t != module.sizes.control)
+    for x, cells in enumerate(strata):
+        for t in (t for t in order if count[x, t] > 0):
+            start = np.nan_to_num(shift[x, module.sizes.control])
             predicted = _mean_prediction(module, cells, t, start)
             gap = _shrunk_gap(module, mean[x, t], variance[x, t], count[x, t], predicted)
-            target = _moved(module, predicted, gap)
-            shift[x, t] = start + _solve(module, cells, t, start, target)
-            change[x, t] = shift[x, t] - start
-    observed = count > 0
-    for x, t in np.argwhere(~observed):
-        shift[x, t] = shift[x, control]
-        if observed[:, t].any():
-            shift[x, t] += change[observed[:, t], t].mean(axis=0)
-    return shift
+            calibrated[x, t] = _moved(module, predicted, gap)
+            shift[x, t] = start + _solve(module, cells, t, start, calibrated[x, t])
+    return shift, calibrated
 
 
 def _encode_stratum(
@@ -133,6 +160,22 @@ def _moved(module: VCIModule, predicted: np.ndarray, gap: np.ndarray) -> np.ndar
     return target
 
 
+def _stabilised(module: VCIModule, mean: np.ndarray) -> np.ndarray:
+    """Means on the scale on which effects add up: log1p per 10,000 for counts."""
+    if not module.likelihood.is_count:
+        return mean
+    return np.log1p(1e4 * mean / mean.sum(axis=-1, keepdims=True))
+
+
+def _destabilised(module: VCIModule, value: np.ndarray, total: float) -> np.ndarray:
+    """Inverse of :func:`_stabilised`, for a mean with the given total."""
+    if not module.likelihood.is_count:
+        return value
+    # An additive expectation can be below zero, a mean cannot.
+    mean = np.expm1(np.maximum(value, 0)) + _TINY
+    return mean * total / mean.sum()
+
+
 def _solve(
     module: VCIModule,
     cells: dict[str, torch.Tensor],
@@ -145,8 +188,8 @@ def _solve(
     for _ in range(_N_PASSES if module.likelihood.is_count else 1):
         predicted = _mean_prediction(module, cells, treatment, start + shift)
         if module.likelihood.is_count:
-            tiny = 1e-12
-            shift = shift + np.log((target + tiny) / (predicted + tiny)).astype(shift.dtype)
+            ratio = (target + _TINY) / (predicted + _TINY)
+            shift = shift + np.log(ratio).astype(shift.dtype)
         else:
             shift = shift + (target - predicted).astype(shift.dtype)
     return shift

@@ -33,7 +33,9 @@ if TYPE_CHECKING:
 #: Validation criterion: the weighted objective on validation cells with fixed targets. It holds
 #: the likelihood of the counterfactual and the divergence, not only the reconstruction.
 _MONITOR = "validation_loss"
-_PAPER_PLAN = {"lr": 3e-4, "weight_decay": 4e-7, "clip": None, "lr_milestones": [450, 900]}
+#: Steps of the optimiser in a training of default length.
+_N_STEPS = 4000
+_PAPER_PLAN = {"lr": 3e-4, "weight_decay": 4e-7, "clip": None, "lr_decay": [450, 900]}
 
 
 class TrainingMixin(RegistryMixin):
@@ -58,7 +60,7 @@ class TrainingMixin(RegistryMixin):
         Parameters
         ----------
         max_epochs
-            Most epochs to train for; by default so many that there are about 6,000 steps, at most
+            Most epochs to train for; by default so many that there are about 4,000 steps, at most
             400 epochs (1,000 with the ``paper`` preset).
         accelerator, devices
             See :class:`~scvi.train.Trainer`; by default a GPU where there is one.
@@ -105,7 +107,7 @@ class TrainingMixin(RegistryMixin):
         )
         if max_epochs is None:
             n_batches = max(1, splitter.n_train // batch_size)
-            max_epochs = 1000 if paper else int(np.clip(6000 // n_batches, 10, 400))
+            max_epochs = 1000 if paper else int(np.clip(_N_STEPS // n_batches, 10, 400))
         if self.n_trainings_ == 0:
             self._set_statistics(statistics)
         if early_stopping and splitter.n_val == 0:

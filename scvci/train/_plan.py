@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from scvi.train import TrainingPlan
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
 if TYPE_CHECKING:
     from scvi.module.base import LossOutput
@@ -20,11 +20,13 @@ _CRITIC_FREQUENCY = 2
 class VCITrainingPlan(TrainingPlan):
     """Optimise the weighted objective.
 
-    It differs from scvi-tools' plan in three ways. The weight of the divergence is not warmed up
+    It differs from scvi-tools' plan in four ways. The weight of the divergence is not warmed up
     by default: it takes the place of a prior only when it acts from the start
-    (``n_epochs_kl_warmup=400`` restores scvi-tools' behaviour). Adam's ``eps`` is torch's. And a
-    covariate-specific term with a critic is trained by alternating optimisation: the critic has
-    an optimiser of its own with the same settings.
+    (``n_epochs_kl_warmup=400`` restores scvi-tools' behaviour). Adam's ``eps`` is torch's. The
+    learning rate falls to zero along a cosine, so that the last epochs average out the noise of
+    the drawn targets (``lr_decay=None`` keeps it constant). And a covariate-specific term with a
+    critic is trained by alternating optimisation: the critic has an optimiser of its own with the
+    same settings.
 
     Parameters
     ----------
@@ -34,8 +36,9 @@ class VCITrainingPlan(TrainingPlan):
         See :class:`~scvi.train.TrainingPlan`.
     clip
         Largest norm of the gradient; ``None`` for no limit.
-    lr_milestones
-        Epochs after which the learning rate is multiplied by 0.1.
+    lr_decay
+        ``"cosine"``: to zero at the last epoch. A list: epochs after which the learning rate is
+        multiplied by 0.1. ``None``: constant.
     **kwargs
         Passed to :class:`~scvi.train.TrainingPlan`.
     """
@@ -44,12 +47,12 @@ class VCITrainingPlan(TrainingPlan):
         self,
         module: VCIModule,
         *,
-        lr: float = 1e-3,
+        lr: float = 2e-3,
         eps: float = 1e-8,
         weight_decay: float = 1e-6,
         n_epochs_kl_warmup: int | None = None,
         clip: float | None = 10.0,
-        lr_milestones: list[int] | None = None,
+        lr_decay: Literal["cosine"] | list[int] | None = "cosine",
         **kwargs: Any,
     ) -> None:
         super().__init__(
@@ -63,20 +66,25 @@ class VCITrainingPlan(TrainingPlan):
         self.clip = clip
         self._sums: dict[str, dict[str, torch.Tensor]] = {}
         self._n_cells: dict[str, int] = {}
-        self.lr_milestones = lr_milestones
+        self.lr_decay = lr_decay
         self.automatic_optimization = not module.covariate_term.has_critic
 
     def configure_optimizers(self) -> Any:
-        """One optimiser, or two where there is a critic."""
+        """One optimiser, or two where there is a critic, and their schedules."""
         critic = set(self.module.covariate_term.parameters())
         create = self.get_optimizer_creator()
-        optimizer = create(p for p in self.module.parameters() if p not in critic)
+        optimizers = [create(p for p in self.module.parameters() if p not in critic)]
         if critic:
-            return [optimizer, create(critic)]
-        if self.lr_milestones:
-            scheduler = MultiStepLR(optimizer, self.lr_milestones, gamma=0.1)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler}}
-        return optimizer
+            optimizers.append(create(critic))
+        schedules = [s for s in map(self._schedule, optimizers) if s is not None]
+        return optimizers, schedules
+
+    def _schedule(self, optimizer: torch.optim.Optimizer) -> LRScheduler | None:
+        if self.lr_decay is None:
+            return None
+        if self.lr_decay == "cosine":
+            return CosineAnnealingLR(optimizer, max(self.trainer.max_epochs, 1))
+        return MultiStepLR(optimizer, self.lr_decay, gamma=0.1)
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Limit the gradient's norm; the counts of a single cell can make it explode."""
@@ -122,6 +130,10 @@ class VCITrainingPlan(TrainingPlan):
     def on_train_epoch_end(self) -> None:
         """Log the epoch."""
         self._log_epoch("train")
+        if not self.automatic_optimization and self.lr_decay:
+            # Lightning steps schedules on its own only where it steps the optimiser.
+            for schedule in self.lr_schedulers():
+                schedule.step()
         if "kl_weight" in self.loss_kwargs:
             self.log("kl_weight", self.kl_weight)
 

@@ -1,0 +1,71 @@
+"""Marginal calibration of pairs without cells."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pytest
+
+import scvci
+from scvci.model import VCI, _calibration
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    """An experiment with a held-out pair, and a model with little training."""
+    adata = scvci.datasets.simulate_perturbation(
+        n_cells=600, n_genes=40, n_treatments=3, held_out=[("IFNb", "B")], seed=1
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"])
+        model = VCI(adata, n_latent=3, seed=0)
+        model.train(max_epochs=6, enable_progress_bar=False, accelerator="cpu")
+    return model, adata
+
+
+def _level(adata, layer, stratum):
+    """log1p per 10,000 of the mean of the stratum's cells, all at the same library size."""
+    mean = adata.layers[layer][adata.obs["cell_type"] == stratum].mean(axis=0)
+    return np.log1p(1e4 * mean / mean.sum())
+
+
+def _changes(model, adata, share, monkeypatch):
+    """Mean change under the treatment by stratum, calibrated with that share."""
+    monkeypatch.setattr(_calibration, "_ADDITIVE_SHARE", share)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+        model.predict_counterfactual(library_size=1e4)
+    return {
+        x: _level(adata, "counterfactual_IFNb", x) - _level(adata, "counterfactual_control", x)
+        for x in adata.obs["cell_type"].cat.categories
+    }
+
+
+def test_a_pair_without_cells_is_half_way_to_the_additive_expectation(fitted, monkeypatch):
+    model, adata = fitted
+    changes = {s: _changes(model, adata, s, monkeypatch) for s in (0.0, 0.5, 1.0)}
+    others = [changes[1.0][x] for x in changes[1.0] if x != "B"]
+    gap = np.abs(changes[0.0]["B"] - changes[1.0]["B"]).max()
+    assert gap > 0.05
+    # The whole moves a little, as the additive expectation has another total; nor is the fixed
+    # point run to its very end.
+    off = changes[1.0]["B"] - np.mean(others, axis=0)
+    np.testing.assert_allclose(off - np.median(off), 0, atol=0.1 * gap)
+    half = (changes[0.0]["B"] + changes[1.0]["B"]) / 2
+    np.testing.assert_allclose(changes[0.5]["B"], half, atol=0.1 * gap)
+    for x in ("CD4 T", "CD14 Mono"):
+        np.testing.assert_allclose(changes[0.0][x], changes[1.0][x], atol=1e-3 * gap)
+
+
+def test_without_the_additive_share_the_mean_change_is_borrowed(fitted, monkeypatch):
+    """shift(x, t) = shift(x, control) + mean over other strata of shift(x′, t) − shift(x′, c)."""
+    model, adata = fitted
+    _changes(model, adata, 0.0, monkeypatch)
+    shift = model.module.calibration.numpy()
+    t, x = model.treatments.index("IFNb"), model.strata.index("B")
+    others = [i for i in range(3) if i != x]
+    borrowed = shift[x, 0] + (shift[others, t] - shift[others, 0]).mean(0)
+    np.testing.assert_allclose(shift[x, t], borrowed, atol=1e-4)
