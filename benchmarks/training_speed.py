@@ -25,7 +25,7 @@ from scvci.train import VCITrainingPlan
 def bare_epoch(model: VCI, batches: list[dict[str, torch.Tensor]]) -> float:
     """Seconds of one pass over pre-made batches."""
     module = model.module.train()
-    optimizer = VCITrainingPlan(module).configure_optimizers()
+    (optimizer,), _ = VCITrainingPlan(module, lr_decay=None).configure_optimizers()
     start = time.perf_counter()
     for batch in batches:
         optimizer.zero_grad()
