@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import anndata
 import numpy as np
 
-from scvci.datasets import simulate_perturbation
+from scvci.datasets import Departures, plant_effects, simulate_perturbation
 from scvci.metrics import pseudobulk
 
 if TYPE_CHECKING:
@@ -76,18 +76,47 @@ REGIMES: dict[str, dict] = {
     "many treatments": {"n_treatments": 12},
     "few cells": {"n_cells": 1200},
     "noisy": {"inverse_dispersion": 1.0},
+    "effects on variance": {"departures": Departures(variance=0.5)},
+    "threshold": {"departures": Departures(threshold=1.0)},
+    "zero-inflated": {"departures": Departures(zero_inflation=0.3)},
+    "batches": {"departures": Departures(n_batches=3, batch_effect=0.3)},
+    "strata differ": {"stratum_interaction": 0.6},
 }
 
 
 def simulated(regime: str, seed: int) -> Iterator[Case]:
     """All pairs of the simulator, two of them held out; the seed draws a new mechanism."""
     adata = simulate_perturbation(held_out=2, seed=seed, **REGIMES[regime])
-    truth = {t: adata.layers[f"true_{t}"] for t in adata.uns["simulation"]["treatments"]}
-    held_out = {tuple(pair) for pair in adata.uns["simulation"]["held_out"]}
-    cells = anndata.AnnData(adata.layers["counts"], obs=adata.obs, var=adata.var)
-    cells.obs["stratum"] = cells.obs["cell_type"].astype(str)
-    yield Case(
-        name=f"simulated {regime}/all/0",
+    adata.X = adata.layers["counts"]
+    adata.obs["stratum"] = adata.obs["cell_type"].astype(str)
+    yield _known(f"simulated {regime}/all/0", adata)
+
+
+def planted(name: str, seed: int) -> Iterator[Case]:
+    """Effects planted by thinning into the controls of a real data set."""
+    adata = _read(name)
+    controls = adata[(adata.obs["treatment"] == "control").to_numpy()].copy()
+    planted = plant_effects(
+        controls,
+        "stratum",
+        n_treatments=3,
+        responding=0.4,
+        effect_size=2.0,
+        held_out=2,
+        seed=seed,
+    )
+    yield _known(f"planted in {name}/all/0", planted)
+
+
+def _known(name: str, adata: AnnData) -> Case:
+    """Every pair of an experiment whose counterfactuals are layers."""
+    simulation = adata.uns["simulation"]
+    truth = {t: adata.layers[f"true_{t}"] for t in simulation["treatments"]}
+    held_out = {tuple(pair) for pair in simulation["held_out"]}
+    cells = anndata.AnnData(adata.X, obs=adata.obs, var=adata.var)
+    strata = sorted(cells.obs["stratum"].unique())
+    return Case(
+        name=name,
         train=cells,
         query=cells,
         control="control",
@@ -95,12 +124,11 @@ def simulated(regime: str, seed: int) -> Iterator[Case]:
             (t, x): "held out" if (t, x) in held_out else "seen"
             for t in truth
             if t != "control"
-            for x in cells.obs["stratum"].unique()
+            for x in strata
         },
         truth=truth,
         base={
-            x: pseudobulk(truth["control"][(cells.obs["stratum"] == x).to_numpy()])
-            for x in cells.obs["stratum"].unique()
+            x: pseudobulk(truth["control"][(cells.obs["stratum"] == x).to_numpy()]) for x in strata
         },
     )
 
@@ -117,11 +145,17 @@ def _read(name: str) -> AnnData:
     return adata
 
 
-def _real_case(name: str, adata: AnnData, held: np.ndarray, kind: str) -> Case:
-    """Hold out cells, and predict their means from the training controls of the stratum."""
+def _real_case(
+    name: str, adata: AnnData, held: np.ndarray, kind: str, new_stratum: bool = False
+) -> Case:
+    """Hold out cells, and predict their means from the controls of the stratum.
+
+    The controls are training cells; of a stratum that is new to the model they are its own.
+    """
     obs = adata.obs
     train = adata[~held]
-    query = train[(train.obs["treatment"] == "control").to_numpy()].copy()
+    source = adata[held] if new_stratum else train
+    query = source[(source.obs["treatment"] == "control").to_numpy()].copy()
     groups = obs[held].groupby(["treatment", "stratum"], observed=True).size()
     pairs = {pair: kind for pair, n in groups.items() if n >= 5 and pair[0] != "control"}
     select = {
@@ -164,6 +198,14 @@ def held_out_pairs(name: str) -> Iterator[Case]:
         yield _real_case(f"{name}/pairs/{label}", adata, held, "held out")
 
 
+def held_out_strata(name: str) -> Iterator[Case]:
+    """Each stratum in turn, its controls too: they are seen at prediction only."""
+    adata = _read(name)
+    for x in sorted(adata.obs["stratum"].unique()):
+        held = (adata.obs["stratum"] == x).to_numpy()
+        yield _real_case(f"{name}/strata/{x}", adata, held, "held out", new_stratum=True)
+
+
 def random_cells(name: str) -> Iterator[Case]:
     """Hold out a fifth of the cells of every pair."""
     adata = _read(name)
@@ -175,14 +217,13 @@ def random_cells(name: str) -> Iterator[Case]:
     yield _real_case(f"{name}/cells/0", adata, held, "seen")
 
 
+_REAL = ("kang", "kang_donors", "mcfaline")
+
 #: Data sets by name: functions of the seed that yield cases.
 DATASETS: dict[str, Callable[[int], Iterator[Case]]] = {
     **{f"simulated {r}": (lambda seed, r=r: simulated(r, seed)) for r in REGIMES},
-    "kang pairs": lambda seed: held_out_pairs("kang"),
-    "kang_donors pairs": lambda seed: held_out_pairs("kang_donors"),
-    "mcfaline pairs": lambda seed: held_out_pairs("mcfaline"),
-    "kang cells": lambda seed: random_cells("kang"),
-    "kang_donors cells": lambda seed: random_cells("kang_donors"),
-    "mcfaline cells": lambda seed: random_cells("mcfaline"),
-    "norman cells": lambda seed: random_cells("norman"),
+    **{f"planted in {n}": (lambda seed, n=n: planted(n, seed)) for n in _REAL[:2]},
+    **{f"{n} pairs": (lambda seed, n=n: held_out_pairs(n)) for n in _REAL},
+    **{f"{n} strata": (lambda seed, n=n: held_out_strata(n)) for n in _REAL},
+    **{f"{n} cells": (lambda seed, n=n: random_cells(n)) for n in (*_REAL, "norman")},
 }

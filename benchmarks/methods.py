@@ -64,8 +64,17 @@ def _tables(case: Case) -> tuple[np.ndarray, list[str], list[str]]:
 
 
 def baseline(case: Case, seed: int, name: str) -> Prediction:
-    """One of the package's baselines on tables of means."""
+    """One of the package's baselines on tables of means.
+
+    A stratum that is new enters the table with its controls only.
+    """
     means, strata, arms = _tables(case)
+    new = sorted(set(case.query.obs["stratum"]) - set(strata))
+    if new:
+        rows = np.full((len(new), *means.shape[1:]), np.nan)
+        for row, x in zip(rows, new, strict=True):
+            row[0] = pseudobulk(case.query.X[(case.query.obs["stratum"] == x).to_numpy()])
+        means, strata = np.concatenate([means, rows]), [*strata, *new]
     table = BASELINES[name](means)
     position = pd.Categorical(case.query.obs["stratum"], strata).codes
     return Prediction(
@@ -110,11 +119,16 @@ def ridge(case: Case, seed: int, n_components: int = 4, penalty: float = 1.0) ->
         ),
         y,
     )
-    scores = pca.transform(query_y - group_mean.loc[query_group].to_numpy())
+    # The controls of a new stratum are their own group.
+    query_mean = pd.DataFrame(query_y).groupby(query_group.to_numpy()).mean()
+    query_mean.update(group_mean)
+    scores = pca.transform(query_y - query_mean.loc[query_group].to_numpy())
     cells = {
         t: model.predict(design(scores, query["stratum"], np.full(len(query), t))) for t in arms
     }
-    return Prediction(cells, _means_of_cells(case, {t: np.expm1(v) for t, v in cells.items()}))
+    # A linear model of logs goes below zero.
+    levels = {t: np.expm1(np.maximum(v, 0)) for t, v in cells.items()}
+    return Prediction(cells, _means_of_cells(case, levels))
 
 
 def vci(case: Case, seed: int, calibrated: bool = True, **settings: object) -> Prediction:

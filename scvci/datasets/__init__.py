@@ -1,5 +1,6 @@
-"""Simulators with known counterfactuals."""
+"""Data sets with known counterfactuals."""
 
-from ._simulate import simulate_perturbation
+from ._plant import plant_effects
+from ._simulate import Departures, simulate_perturbation
 
-__all__ = ["simulate_perturbation"]
+__all__ = ["Departures", "plant_effects", "simulate_perturbation"]

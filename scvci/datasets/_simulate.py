@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +19,33 @@ _STRATA = ("CD4 T", "CD14 Mono", "B", "NK", "CD8 T", "DC")
 
 
 @dataclass(frozen=True)
+class Departures:
+    """What a simulation has that VCI's model does not; none of it by default.
+
+    Attributes
+    ----------
+    variance
+        Standard deviation of the log-factor by which a treatment stretches the latent states of a
+        stratum about their mean: effects on variances.
+    threshold
+        Share of the additive effect that depends on a steep sigmoid of the latent state: at 1 some
+        cells respond twice as much and others not at all.
+    zero_inflation
+        Probability that a gene's counts in a cell are lost. Layers of the truth hold what would be
+        expected without loss.
+    n_batches, batch_effect
+        Technical batches (``obs["batch"]``) and the standard deviation of their log-fold changes.
+        A counterfactual stays in the cell's batch.
+    """
+
+    variance: float = 0.0
+    threshold: float = 0.0
+    zero_inflation: float = 0.0
+    n_batches: int = 1
+    batch_effect: float = 0.0
+
+
+@dataclass(frozen=True)
 class _Mechanism:
     """Fixed parameters of the structural equations; shapes are in :func:`_draw_mechanism`."""
 
@@ -31,6 +58,9 @@ class _Mechanism:
     by_stratum: np.ndarray
     latent_mean: np.ndarray
     propensity: np.ndarray
+    stretch: np.ndarray
+    direction: np.ndarray
+    threshold: float
 
 
 def simulate_perturbation(
@@ -47,6 +77,7 @@ def simulate_perturbation(
     depth: float = 5000.0,
     inverse_dispersion: float = 5.0,
     counterfactual_counts: bool = False,
+    departures: Departures | None = None,
     seed: int = 0,
 ) -> AnnData:
     r"""Simulate cells whose counterfactuals are known.
@@ -90,6 +121,8 @@ def simulate_perturbation(
         Whether to add the counts of every world as layers. Worlds share frailties and Poisson
         noise: their counts are nested in a common Poisson process, coupled
         through the factual world.
+    departures
+        Effects on variances, thresholds, zero inflation and batches.
     seed
         Seed of everything.
 
@@ -111,11 +144,14 @@ def simulate_perturbation(
     >>> adata.layers["true_IFNb"].shape
     (6000, 500)
     """
-    parameters = {k: v for k, v in locals().items() if k != "held_out"}
+    parameters = {k: v for k, v in locals().items() if k not in ("held_out", "departures")}
+    departures = departures or Departures()
     _check_sizes(n_cells, n_genes, n_strata, n_treatments, n_latent, depth, inverse_dispersion)
     treatments = _names(_TREATMENTS, n_treatments, "drug")
     strata = _names(_STRATA, n_strata, "type")
     rng = np.random.default_rng(seed)
+    # Departures draw from a generator of their own: they leave the rest of a simulation as it is.
+    own_rng = rng.spawn(1)[0]
     mechanism = _draw_mechanism(
         rng,
         (n_genes, n_strata, n_treatments, n_latent),
@@ -123,23 +159,29 @@ def simulate_perturbation(
         effect_size,
         heterogeneity,
         stratum_interaction,
+        own_rng,
+        departures,
     )
     pairs = _choose_held_out(rng, held_out, treatments, strata)
     stratum = rng.integers(n_strata, size=n_cells)
     treatment = _assign_treatment(rng, mechanism.propensity, pairs, stratum)
     latent = mechanism.latent_mean[stratum] + rng.normal(size=(n_cells, n_latent))
     library = depth * np.exp(rng.normal(0, 0.3, size=n_cells))
-    baseline = _baseline(mechanism, latent, stratum)
-    expected = {
-        name: _expected_counts(mechanism, baseline, latent, stratum, t, library)
-        for t, name in enumerate(treatments)
-    }
+    batch = own_rng.integers(departures.n_batches, size=n_cells)
+    technical = own_rng.normal(size=(departures.n_batches, n_genes)) * departures.batch_effect
+    expected = {}
+    for t, name in enumerate(treatments):
+        log_rate = _log_rate(mechanism, latent, stratum, t) + technical[batch]
+        rate = softmax(log_rate.astype(np.float32), axis=1)
+        expected[name] = rate * library[:, None].astype(np.float32)
     own = np.empty((n_cells, n_genes), dtype=np.float32)
     for t, name in enumerate(treatments):
         own[treatment == t] = expected[name][treatment == t]
     frailty = rng.standard_gamma(inverse_dispersion, size=own.shape, dtype=np.float32)
     frailty /= np.float32(inverse_dispersion)
     counts = rng.poisson(own * frailty).astype(np.float32)
+    if departures.zero_inflation:
+        counts *= own_rng.random(counts.shape, dtype=np.float32) >= departures.zero_inflation
     adata = AnnData(
         sparse.csr_matrix(counts),
         obs=pd.DataFrame(
@@ -152,6 +194,8 @@ def simulate_perturbation(
         ),
         var=pd.DataFrame(index=[f"Gene{i:04d}" for i in range(n_genes)]),
     )
+    if departures.n_batches > 1:
+        adata.obs["batch"] = pd.Categorical(batch.astype(str))
     adata.layers["counts"] = adata.X.copy()
     adata.obsm["latent"] = latent
     for name, values in expected.items():
@@ -162,6 +206,7 @@ def simulate_perturbation(
             adata.layers[f"counts_{name}"] = sparse.csr_matrix(values)
     adata.uns["simulation"] = {
         **parameters,
+        **asdict(departures),
         "treatments": treatments,
         "strata": strata,
         "control": treatments[0],
@@ -200,6 +245,8 @@ def _draw_mechanism(
     effect_size: float,
     heterogeneity: float,
     stratum_interaction: float,
+    own_rng: np.random.Generator,
+    departures: Departures,
 ) -> _Mechanism:
     """Draw the parameters; effects of the control (index 0) are zero."""
     n_genes, n_strata, n_treatments, n_latent = sizes
@@ -214,6 +261,9 @@ def _draw_mechanism(
     for effect in (additive, gain, interaction):
         effect[0] = 0
     by_stratum[:, 0] = 0
+    stretch = np.exp(departures.variance * own_rng.normal(size=n_treatments))
+    stretch[0] = 1
+    direction = own_rng.normal(size=(n_treatments, n_latent))
     return _Mechanism(
         offset=rng.normal(0, 1.0, size=n_genes) + rng.normal(0, 0.5, size=(n_strata, n_genes)),
         loadings=rng.normal(0, 0.25, size=(n_latent, n_genes)),
@@ -226,6 +276,9 @@ def _draw_mechanism(
         propensity=softmax(
             confounding * rng.normal(0, 0.5, size=(n_strata, n_treatments)), axis=1
         ),
+        stretch=stretch,
+        direction=direction / np.linalg.norm(direction, axis=1, keepdims=True),
+        threshold=departures.threshold,
     )
 
 
@@ -277,31 +330,22 @@ def _assign_treatment(
     return (rng.random((len(stratum), 1)) >= cumulative[stratum, :-1]).sum(axis=1)
 
 
-def _baseline(mechanism: _Mechanism, latent: np.ndarray, stratum: np.ndarray) -> np.ndarray:
-    """Log-rates in the control's world, shape ``(n_cells, n_genes)``."""
-    curved = 0.5 * (latent**2 - 1) @ mechanism.curvature
-    return mechanism.offset[stratum] + latent @ mechanism.loadings + curved
-
-
-def _expected_counts(
-    mechanism: _Mechanism,
-    baseline: np.ndarray,
-    latent: np.ndarray,
-    stratum: np.ndarray,
-    treatment: int,
-    library: np.ndarray,
+def _log_rate(
+    mechanism: _Mechanism, latent: np.ndarray, stratum: np.ndarray, treatment: int
 ) -> np.ndarray:
-    """Compute expected counts of every cell in the world of one treatment, float32."""
-    log_rate = baseline
+    """Log-rates of every cell in the world of one treatment, ``(n_cells, n_genes)``."""
+    center = mechanism.latent_mean[stratum]
+    z = center + mechanism.stretch[treatment] * (latent - center)
+    curved = 0.5 * (z**2 - 1) @ mechanism.curvature
+    log_rate = mechanism.offset[stratum] + z @ mechanism.loadings + curved
     if treatment:
-        gain = 1 + latent @ mechanism.gain[treatment]
-        log_rate = (
-            baseline
-            + gain[:, None] * mechanism.additive[treatment]
-            + latent @ mechanism.interaction[treatment]
-            + mechanism.by_stratum[stratum, treatment]
-        )
-    return softmax(log_rate.astype(np.float32), axis=1) * library[:, None].astype(np.float32)
+        gain = 1 + z @ mechanism.gain[treatment]
+        above = np.tanh(2 * (z - center) @ mechanism.direction[treatment])
+        gain = gain + mechanism.threshold * above
+        log_rate += gain[:, None] * mechanism.additive[treatment]
+        log_rate += z @ mechanism.interaction[treatment]
+        log_rate += mechanism.by_stratum[stratum, treatment]
+    return log_rate
 
 
 def _couple_counts(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from scvci.datasets import simulate_perturbation
+from scvci.datasets import Departures, simulate_perturbation
 
 SMALL = {"n_cells": 900, "n_genes": 40}
 
@@ -120,3 +120,47 @@ def test_heterogeneity_and_interaction_can_be_turned_off():
 def test_impossible_experiments_are_refused(arguments, match):
     with pytest.raises(ValueError, match=match):
         simulate_perturbation(**{**SMALL, **arguments})
+
+
+def test_departures_leave_the_rest_of_a_simulation_as_it_is():
+    plain = simulate_perturbation(**SMALL, seed=3)
+    same = simulate_perturbation(**SMALL, departures=Departures(), seed=3)
+    np.testing.assert_array_equal(plain.X.toarray(), same.X.toarray())
+    batches = Departures(n_batches=3, batch_effect=0.5, variance=0.5, threshold=1.0)
+    other = simulate_perturbation(**SMALL, departures=batches, seed=3)
+    np.testing.assert_array_equal(plain.obsm["latent"], other.obsm["latent"])
+    np.testing.assert_array_equal(plain.obs["treatment"], other.obs["treatment"])
+    assert other.obs["batch"].nunique() == 3
+
+
+def _log_change(adata, treatment):
+    log = {t: np.log(adata.layers[f"true_{t}"]) for t in ("control", treatment)}
+    change = log[treatment] - log["control"]
+    return change - change.mean(axis=1, keepdims=True)
+
+
+def test_variance_effects_stretch_cells_about_their_stratum():
+    none = {"effect_size": 0.0, "heterogeneity": 0.0, "stratum_interaction": 0.0}
+    plain = simulate_perturbation(**SMALL, **none)
+    assert np.abs(_log_change(plain, "IFNb")).max() < 1e-4
+    adata = simulate_perturbation(**SMALL, **none, departures=Departures(variance=0.7))
+    assert np.abs(_log_change(adata, "IFNb")).max() > 0.1
+
+
+def test_threshold_makes_responders():
+    quiet = {"heterogeneity": 0.0, "stratum_interaction": 0.0}
+    spread = []
+    for threshold in (0.0, 1.0):
+        adata = simulate_perturbation(**SMALL, **quiet, departures=Departures(threshold=threshold))
+        change = _log_change(adata, "IFNb")
+        size = np.abs(change).mean(axis=1)
+        spread.append(size.std() / size.mean())
+    assert spread[0] < 1e-3
+    assert spread[1] > 0.5
+
+
+def test_zero_inflation_loses_the_stated_share():
+    plain = simulate_perturbation(**SMALL)
+    adata = simulate_perturbation(**SMALL, departures=Departures(zero_inflation=0.3))
+    assert adata.X.nnz / plain.X.nnz == pytest.approx(0.7, abs=0.02)
+    np.testing.assert_array_equal(adata.layers["true_Dex"], plain.layers["true_Dex"])
