@@ -18,7 +18,8 @@ PUBLIC = ["data", "datasets", "metrics", "model", "module", "pl", "train"]
 ALLOWED = {
     "data": set(),
     "datasets": set(),
-    "metrics": set(),
+    # `evaluate` reads AnnData by the same names and errors; the metrics themselves take arrays.
+    "metrics": {"data"},
     "module": {"data"},
     "train": {"module"},
     "model": {"train", "module", "data"},
@@ -36,7 +37,7 @@ def _public_objects():
 
 @pytest.mark.parametrize(("name", "item"), list(_public_objects()))
 def test_public_objects_are_documented(name, item):
-    if isinstance(item, dict):
+    if isinstance(item, dict | tuple):
         return
     doc = inspect.getdoc(item)
     assert doc, f"{name} has no docstring"

@@ -14,12 +14,7 @@ import pandas as pd
 
 from scvci.data import split_cells
 from scvci.datasets import simulate_perturbation
-from scvci.metrics import (
-    baseline_tables,
-    counterfactual_report,
-    pair_pseudobulks,
-    population_report,
-)
+from scvci.metrics import BASELINES, evaluate, pseudobulk, verdict
 from scvci.model import VCI
 from scvci.pl import counterfactual_shift, effect_scatter, training_curves
 
@@ -87,13 +82,13 @@ def run_demo(options: DemoOptions) -> pd.DataFrame:
             max_epochs=options.max_epochs,
             datasplitter_kwargs={"external_indexing": parts} if parts else None,
         )
-    model.predict_counterfactual()
-    table, effects = _score_simulation(model) if simulated else _score_real(model)
+    layers = dict(zip(model.treatments, model.predict_counterfactual(), strict=True))
+    scores = _score(model, layers, simulated)
+    table, effects = _wide(scores, simulated), _effects(model, layers, simulated)
     options.out.mkdir(parents=True, exist_ok=True)
     _write(options.out, model, table, effects)
     print(table.round(3).to_string())
-    for line in _verdict(table):
-        print(line)
+    print(verdict(scores))
     print(f"Written to {options.out}: " + ", ".join(sorted(p.name for p in options.out.iterdir())))
     return table
 
@@ -122,93 +117,74 @@ def _parts(model: VCI, seed: int) -> list[np.ndarray]:
     return list(split_cells(group, 0.9 - _TEST_SHARE, 0.1, rng))
 
 
-def _score_simulation(model: VCI) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Against the known counterfactuals of every cell."""
-    adata, treatments = model.adata, model.treatments
-    true = {t: adata.layers[f"true_{t}"] for t in treatments}
-    treatment, stratum = model._codes()
-    shape = (len(model.strata), len(treatments))
-    means = pair_pseudobulks(adata.layers["counts"], treatment, stratum, shape)
-    predicted = {"VCI": {t: adata.layers[f"counterfactual_{t}"] for t in treatments}}
-    for name, table in baseline_tables(means).items():
-        predicted[name] = {t: np.expm1(table[stratum, i]) for i, t in enumerate(treatments)}
-    held_out = {tuple(pair) for pair in adata.uns["simulation"]["held_out"]}
-    strata = np.asarray(model.strata)[stratum]
-    scores = {
-        name: counterfactual_report(true, layers, strata, model.control, held_out)
-        for name, layers in predicted.items()
-    }
-    table = pd.concat(
-        {n: s.groupby("pair")[["ite_corr", "r2_delta", "mse"]].mean() for n, s in scores.items()},
-        names=["method"],
-    ).unstack("pair")
-    table.columns = [f"{metric} ({pair})" for metric, pair in table.columns]
-    shape3 = (*shape, adata.n_vars)
-    real, guess = np.empty(shape3), np.empty(shape3)
-    for i, t in enumerate(treatments):
-        code = np.full(adata.n_obs, i)
-        for target, values in ((real, true[t]), (guess, predicted["VCI"][t])):
-            target[:, i] = pair_pseudobulks(values, code, stratum, shape)[:, i]
-    return table.loc[list(predicted)], _effects(model, real, guess, held_out)
+def _score(model: VCI, layers: dict[str, str], simulated: bool) -> pd.DataFrame:
+    """Against known counterfactuals, or else against test cells that entered no training.
+
+    Means are those of the predicted change added to the observed control.
+    """
+    scores = evaluate(
+        model.adata,
+        layers,
+        treatment_key=model._setup_arg("treatment_key"),
+        control=model.control,
+        covariate_keys=model._setup_arg("categorical_covariate_keys") or (),
+        counts_layer=model._setup_arg("layer"),
+        truth={t: f"true_{t}" for t in layers} if simulated else None,
+        test=None if simulated else model.test_indices,
+        baselines=list(BASELINES) if simulated else True,
+        min_cells=2,
+    )
+    of_means = scores["metric"].isin(["r2_delta", "pearson_delta"])
+    wanted = scores["metric"].isin(["ite_corr", "r2_delta", "mse"]) if simulated else of_means
+    changes = scores["method"] == "VCI (change)"
+    scores = scores[wanted & ((scores["kind"] == "baseline") | (changes == of_means))]
+    return scores.assign(method=scores["method"].replace("VCI (change)", "VCI"))
 
 
-def _score_real(model: VCI) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Against means of test cells, which entered neither training nor baselines."""
-    adata, treatments = model.adata, model.treatments
+def _wide(scores: pd.DataFrame, simulated: bool) -> pd.DataFrame:
+    """Methods by metrics, seen and held-out pairs apart where counterfactuals are known."""
+    columns = ["metric", "pair"] if simulated else ["metric"]
+    table = scores.groupby(["method", *columns], sort=False)["value"].mean().unstack(columns)
+    if simulated:
+        table.columns = [f"{metric} ({pair})" for metric, pair in table.columns]
+    return table.loc[scores["method"].unique()]
+
+
+def _effects(model: VCI, layers: dict[str, str], simulated: bool) -> pd.DataFrame:
+    """Long table of observed and predicted effects per gene, of all pairs that can be compared."""
+    adata, control = model.adata, model.control
     layer = model._setup_arg("layer")
     counts = adata.X if layer is None else adata.layers[layer]
     treatment, stratum = model._codes()
-    shape = (len(model.strata), len(treatments))
-    test = model.test_indices
-    train = np.concatenate([model.train_indices, model.validation_indices])
-    real = pair_pseudobulks(counts[test], treatment[test], stratum[test], shape)
-    means = pair_pseudobulks(counts[train], treatment[train], stratum[train], shape)
-    guess = np.full_like(real, np.nan)
-    for i, t in enumerate(treatments):
-        values = adata.layers[f"counterfactual_{t}"]
-        guess[:, i] = pair_pseudobulks(values, np.full(adata.n_obs, i), stratum, shape)[:, i]
-    methods = {"VCI": guess, "mean of the pair": means, **baseline_tables(means)}
-    report = population_report(real, methods, 0, treatments)
-    table = report.groupby("method", sort=False)[["r2_delta", "pearson_delta"]].mean()
-    return table, _effects(model, real, guess, set())
-
-
-def _effects(
-    model: VCI, real: np.ndarray, guess: np.ndarray, held_out: set[tuple[str, ...]]
-) -> pd.DataFrame:
-    """Long table of observed and predicted effects per gene."""
+    test = np.ones(adata.n_obs, dtype=bool)
+    if not simulated:
+        test[model.train_indices] = test[model.validation_indices] = False
     frames = []
-    for x, t in np.ndindex(*real.shape[:2]):
-        treatment, stratum = model.treatments[t], model.strata[x]
-        if t == 0 or not np.isfinite(real[x, [0, t]]).all():
+    for x, t in np.ndindex(len(model.strata), len(model.treatments)):
+        name = model.treatments[t]
+        base = (stratum == x) & (treatment == 0)
+        cells = (stratum == x) & (treatment == t)
+        seen, query = cells.any(), base & test
+        if simulated:
+            true = [adata.layers[f"true_{arm}"][query] for arm in (name, control)]
+        else:
+            true = [counts[cells & test], counts[query]]
+        guess = [adata.layers[layers[arm]][base] for arm in (name, control)]
+        if t == 0 or min(part.sum() for part in (*true, *guess)) <= 0:
             continue
         frames.append(
             pd.DataFrame(
                 {
-                    "treatment": treatment,
-                    "stratum": stratum,
-                    "pair": "held out" if (treatment, stratum) in held_out else "seen",
+                    "treatment": name,
+                    "stratum": model.strata[x],
+                    "pair": "seen" if seen else "held out",
                     "gene": model.gene_names_,
-                    "observed": real[x, t] - real[x, 0],
-                    "predicted": guess[x, t] - guess[x, 0],
+                    "observed": pseudobulk(true[0]) - pseudobulk(true[1]),
+                    "predicted": pseudobulk(guess[0]) - pseudobulk(guess[1]),
                 }
             )
         )
     return pd.concat(frames, ignore_index=True)
-
-
-def _verdict(table: pd.DataFrame) -> list[str]:
-    """Say where the model is ahead of every baseline and where it is not."""
-    lines = []
-    for column in table:
-        ascending = column.startswith("mse")
-        best = table[column].drop("VCI")
-        best = best.min() if ascending else best.max()
-        own = table.loc["VCI", column]
-        ahead = own < best if ascending else own > best
-        word = "ahead of" if ahead else "BEHIND"
-        lines.append(f"{column}: VCI {own:.3f} is {word} the best baseline ({best:.3f})")
-    return lines
 
 
 def _write(out: Path, model: VCI, table: pd.DataFrame, effects: pd.DataFrame) -> None:

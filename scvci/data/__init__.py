@@ -5,10 +5,12 @@ from ._fields import (
     TreatmentField,
     encode_covariates,
     encode_treatments,
+    missing_key_message,
     stratum_codes,
     stratum_names,
 )
-from ._names import unknown_name_message
+from ._folds import choose_folds, pair_folds
+from ._names import as_labels, unknown_name_message
 from ._reader import CellReader, control_index, resolve_indices
 from ._sampler import CounterfactualDataset, CounterfactualSampler
 from ._splitter import CounterfactualSplitter, split_cells
@@ -30,13 +32,17 @@ __all__ = [
     "CovariateField",
     "Statistics",
     "TreatmentField",
+    "as_labels",
     "check_pairs",
+    "choose_folds",
     "compute_statistics",
     "control_index",
     "encode_covariates",
     "encode_treatments",
     "get_matrix",
+    "missing_key_message",
     "pair_counts",
+    "pair_folds",
     "resolve_indices",
     "split_cells",
     "stratum_codes",

@@ -312,7 +312,17 @@ def stratum_names(state: dict) -> list[str]:
 
 
 def missing_key_message(adata: AnnData, key: str, argument: str) -> str:
-    """Say which column was looked for and which there are."""
+    """Say which column was looked for and which there are.
+
+    Parameters
+    ----------
+    adata
+        Where it was looked for.
+    key
+        The column.
+    argument
+        Argument that named it.
+    """
     found = ", ".join(repr(str(c)) for c in adata.obs.columns if not str(c).startswith("_scvi"))
     return (
         f"obs has no column {key!r} (argument {argument}). Columns found: {found or 'none'}. "

@@ -18,6 +18,13 @@ def as_labels(column: pd.Series, key: str) -> np.ndarray:
     Integer and boolean codes become their text (``1`` → ``"1"``). No character has a meaning: a
     ``+`` or ``/`` in a name stays as it is.
 
+    Parameters
+    ----------
+    column
+        The labels.
+    key
+        Name of the column, for the message.
+
     Raises
     ------
     ValueError

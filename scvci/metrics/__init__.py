@@ -1,27 +1,80 @@
-"""How good predictions are: plain functions on arrays."""
+"""How good predictions are: functions on arrays, and one table of scores from AnnData."""
 
 from ._baselines import BASELINES, additive, low_rank_linear, no_change, treatment_mean
+from ._de import (
+    de_jaccard,
+    differential_expression,
+    direction_match,
+    logfc_spearman,
+    top_k_overlap,
+)
+from ._discrimination import centroid_accuracy, perturbation_discrimination
+from ._disentanglement import conditional_independence_test
+from ._distributions import MMD_GAMMAS, energy_distance, mmd
+from ._evaluate import evaluate
+from ._hierarchy import (
+    EffectVariances,
+    PairLevels,
+    effect_variances,
+    forecast_levels,
+    pair_levels,
+)
 from ._individual import ite_corr, pehe, per_cell_mse, top_genes
-from ._population import energy_distance, pearson_delta, pseudobulk, r2_delta, r2_means
-from ._report import baseline_tables, counterfactual_report, pair_pseudobulks, population_report
+from ._overlap import cross_validated_propensity, overlap_table
+from ._population import (
+    cosine_logfc,
+    l2_top_expressed,
+    pearson_delta,
+    pseudobulk,
+    r2_delta,
+    r2_means,
+    r2_variances,
+    systema_reference,
+)
+from ._scoring import METRICS
+from ._tables import baseline_tables, pair_pseudobulks
+from ._verdict import summarize, verdict
 
 __all__ = [
     "BASELINES",
+    "EffectVariances",
+    "METRICS",
+    "MMD_GAMMAS",
+    "PairLevels",
     "additive",
     "baseline_tables",
-    "counterfactual_report",
+    "centroid_accuracy",
+    "conditional_independence_test",
+    "cosine_logfc",
+    "cross_validated_propensity",
+    "de_jaccard",
+    "differential_expression",
+    "direction_match",
+    "effect_variances",
     "energy_distance",
+    "evaluate",
+    "forecast_levels",
     "ite_corr",
+    "l2_top_expressed",
+    "logfc_spearman",
     "low_rank_linear",
+    "mmd",
     "no_change",
+    "overlap_table",
+    "pair_levels",
     "pair_pseudobulks",
     "pearson_delta",
     "pehe",
     "per_cell_mse",
-    "population_report",
+    "perturbation_discrimination",
     "pseudobulk",
     "r2_delta",
     "r2_means",
+    "r2_variances",
+    "summarize",
+    "systema_reference",
     "top_genes",
+    "top_k_overlap",
     "treatment_mean",
+    "verdict",
 ]

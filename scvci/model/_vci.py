@@ -25,6 +25,8 @@ from scvci.data import (
 from scvci.data import _constants as keys
 from scvci.module import DataSizes, ModuleConfig, VCIModule, build_config
 
+from ._diagnostics import DiagnosticsMixin
+from ._evaluation import EvaluationMixin
 from ._persistence import PersistenceMixin
 from ._prediction import PredictionMixin
 from ._training import Seeded, TrainingMixin
@@ -35,7 +37,15 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class VCI(PersistenceMixin, PredictionMixin, TrainingMixin, VAEMixin, BaseModelClass):
+class VCI(
+    PersistenceMixin,
+    PredictionMixin,
+    DiagnosticsMixin,
+    EvaluationMixin,
+    TrainingMixin,
+    VAEMixin,
+    BaseModelClass,
+):
     """Variational causal inference for single-cell perturbation data.
 
     For each cell, what would its expression have been under another treatment? The model is

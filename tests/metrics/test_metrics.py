@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import sparse
-from scipy.spatial import distance
 from sklearn.metrics import r2_score
 
 from scvci import metrics
@@ -41,17 +40,47 @@ def test_pearson_delta_is_blind_to_scale_and_shift(rng):
     assert np.isnan(metrics.pearson_delta(true, control, control))
 
 
-def test_energy_distance_against_brute_force(rng):
-    x, y = rng.normal(size=(9, 3)), rng.normal(1, 1, size=(7, 3))
-    d = distance.cdist
-    brute = (
-        2 * d(x, y).mean()
-        - d(x, x)[~np.eye(9, dtype=bool)].mean()
-        - d(y, y)[~np.eye(7, dtype=bool)].mean()
+def test_systema_reference_takes_away_what_treatments_share(rng):
+    control, shared, pred = rng.normal(size=(3, 40))
+    own = rng.normal(0, 0.1, size=(4, 40))
+    means = control + 5 * shared + own
+    reference = metrics.systema_reference(means)
+    np.testing.assert_allclose(reference, means.mean(axis=0))
+    lazy = control + 5 * shared + 0.1 * pred
+    assert metrics.pearson_delta(means[0], lazy, control) > 0.99
+    assert abs(metrics.pearson_delta(means[0], lazy, reference)) < 0.5
+    assert metrics.pearson_delta(means[0], means[0], reference) == pytest.approx(1)
+    with pytest.raises(ValueError, match=r"at least two treatments.*\(1, 40\)"):
+        metrics.systema_reference(means[:1])
+
+
+def test_cosine_of_log_fold_changes_by_hand():
+    control, true, pred = np.array([0.9, 0.9]), np.array([9.9, 0.9]), np.array([9.9, 9.9])
+    assert metrics.cosine_logfc(true, pred, control) == pytest.approx(2**-0.5)
+    assert metrics.cosine_logfc(true, true, control) == pytest.approx(1)
+    # ((0 + 0.1) / (0.9 + 0.1) = 1 / 10, the opposite direction.
+    assert metrics.cosine_logfc(true, np.array([0.0, 0.9]), control) == pytest.approx(-1)
+    assert np.isnan(metrics.cosine_logfc(true, control, control))
+
+
+def test_l2_is_over_the_most_expressed_genes_of_the_control():
+    control, true = np.array([5.0, 1.0, 4.0]), np.zeros(3)
+    pred = np.array([3.0, 100.0, 4.0])
+    assert metrics.l2_top_expressed(true, pred, control, n_top=2) == 5
+    assert metrics.l2_top_expressed(true, pred, control) == pytest.approx(
+        np.linalg.norm([3, 100, 4])
     )
-    assert metrics.energy_distance(x, y) == pytest.approx(brute)
-    same = np.mean([metrics.energy_distance(*rng.normal(size=(2, 20, 3))) for _ in range(200)])
-    assert abs(same) < 0.03
+
+
+def test_r2_of_variances(rng):
+    scale = rng.gamma(2, 1, size=12)
+    true, pred = rng.normal(size=(2, 400, 12)) * scale
+    value = metrics.r2_variances(true, pred)
+    assert value == pytest.approx(r2_score(true.var(0, ddof=1), pred.var(0, ddof=1)))
+    assert metrics.r2_variances(true + 7, pred - 3) == pytest.approx(value)
+    assert metrics.r2_variances(true, true) == 1
+    # Predictions that do not vary are below zero, and not cut there.
+    assert metrics.r2_variances(true, np.zeros((5, 12))) < 0
 
 
 def test_ite_corr_by_hand():
@@ -135,7 +164,7 @@ def test_low_rank_linear_keeps_the_control_and_predicts_low_rank_effects(rng):
     np.testing.assert_allclose(predicted, means, atol=1e-3)
 
 
-def test_pair_pseudobulks_and_reports(rng):
+def test_pair_pseudobulks(rng):
     counts = rng.poisson(5, size=(40, 6))
     treatment, stratum = np.repeat([0, 1], 20), np.tile([0, 1], 20)
     table = metrics.pair_pseudobulks(counts, treatment, stratum, (3, 2))
@@ -143,22 +172,7 @@ def test_pair_pseudobulks_and_reports(rng):
         table[1, 0], metrics.pseudobulk(counts[(treatment == 0) & (stratum == 1)])
     )
     assert np.isnan(table[2]).all()
-    report = metrics.population_report(
-        table, {"itself": table, "no change": metrics.no_change(table)}, 0, ["control", "a"]
-    )
-    assert list(report["stratum"]) == [0, 1, 0, 1]
-    assert (report.loc[report["method"] == "itself", "r2_delta"] == 1).all()
-
-
-def test_counterfactual_report_of_the_truth_is_perfect(rng):
-    true = {t: rng.gamma(2, 3, size=(60, 8)) for t in ("control", "a", "b")}
-    strata = np.repeat(["x", "y"], 30)
-    report = metrics.counterfactual_report(true, true, strata, "control", {("a", "y")})
-    assert len(report) == 4
-    np.testing.assert_allclose(report[["ite_corr", "r2_delta", "pearson_delta"]], 1)
-    np.testing.assert_allclose(report["mse"], 0)
-    held_out = report[report["pair"] == "held out"]
-    assert list(zip(held_out["treatment"], held_out["stratum"], strict=True)) == [("a", "y")]
+    assert set(metrics.baseline_tables(table)) == set(metrics.BASELINES)
 
 
 def test_tables_of_the_wrong_shape():
