@@ -8,16 +8,19 @@ import numpy as np
 import torch
 from scvi.module._constants import MODULE_KEYS
 
+from scvci.metrics import effect_variances, forecast_levels, pair_levels
+
 if TYPE_CHECKING:
     from scvci.data import CellReader, Statistics
+    from scvci.metrics import PairLevels
     from scvci.module import VCIModule
 
 #: Cells per stratum that are enough to know a stratum's mean prediction.
 _MAX_CELLS = 1000
 #: Passes of the fixed point; each one cell's predictions stay a composition.
 _N_PASSES = 4
-#: Share of the additive expectation in the mean of a pair without cells.
-_ADDITIVE_SHARE = 0.5
+#: Share of the measured means' forecast in the mean of a pair without cells.
+_FORECAST_SHARE = 0.5
 _TINY = 1e-12
 
 
@@ -38,9 +41,11 @@ def fit_calibration(
     sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over genes.
     A pair without real cells gets the control's shift of its stratum plus the mean
     :math:`\delta` of the treatment over the other strata; then its mean is moved half-way, on the
-    scale of log1p per 10,000, to the additive expectation: its control's mean plus the mean effect
-    in the other strata. The errors of the two forecasts have little in common, and with nothing
-    measured to weigh them by, their plain average is hard to beat (Bates and Granger, 1969).
+    scale of log1p per 10,000, to the forecast of a mixed model from the measured means
+    (:func:`scvci.metrics.forecast_levels`), which knows the noise of each mean and how far effects
+    carry over between strata. The errors of the two forecasts have little in common, and with
+    nothing measured to weigh them by, their plain average is hard to beat (Bates and Granger,
+    1969).
 
     Parameters
     ----------
@@ -64,23 +69,37 @@ def fit_calibration(
     ]
     shift, calibrated = _fit_observed(module, strata, statistics)
     observed = np.isfinite(shift).all(axis=-1)
-    comparable = observed & observed[:, [module.sizes.control]]
-    control = np.nan_to_num(shift[:, module.sizes.control])
-    change = shift - control[:, None]
-    level = _stabilised(module, calibrated)
-    effect = level - level[:, [module.sizes.control]]
+    if observed.all():
+        return shift
+    control = module.sizes.control
+    comparable = observed & observed[:, [control]]
+    base = np.nan_to_num(shift[:, control])
+    change = shift - base[:, None]
+    levels = measured_levels(module, statistics)
+    forecast = forecast_levels(levels, effect_variances(levels, control), control)
+    effect = forecast - levels.value[:, [control]]
     for x, t in np.argwhere(~observed):
-        shift[x, t] = control[x]
-        others = comparable[:, t]
-        if not others.any() or not observed[x, module.sizes.control]:
+        shift[x, t] = base[x]
+        if not comparable[:, t].any() or not observed[x, control]:
             continue
-        shift[x, t] += change[others, t].mean(axis=0)
+        shift[x, t] += change[comparable[:, t], t].mean(axis=0)
         own = _mean_prediction(module, strata[x], t, shift[x, t])
-        additive = level[x, module.sizes.control] + effect[others, t].mean(axis=0)
-        pooled = (1 - _ADDITIVE_SHARE) * _stabilised(module, own) + _ADDITIVE_SHARE * additive
+        expected = _stabilised(module, calibrated[x, control]) + effect[x, t]
+        pooled = (1 - _FORECAST_SHARE) * _stabilised(module, own) + _FORECAST_SHARE * expected
         target = _destabilised(module, pooled, own.sum())
         shift[x, t] += _solve(module, strata[x], t, shift[x, t], target)
     return shift
+
+
+def measured_levels(module: VCIModule, statistics: Statistics) -> PairLevels:
+    """Levels of all pairs on the scale on which effects add up."""
+    shape = module.calibration.shape
+    return pair_levels(
+        statistics.pair_mean.reshape(shape),
+        statistics.pair_var.reshape(shape),
+        statistics.pair_count.reshape(shape[:2]),
+        is_count=module.likelihood.is_count,
+    )
 
 
 def _fit_observed(
@@ -171,7 +190,7 @@ def _destabilised(module: VCIModule, value: np.ndarray, total: float) -> np.ndar
     """Inverse of :func:`_stabilised`, for a mean with the given total."""
     if not module.likelihood.is_count:
         return value
-    # An additive expectation can be below zero, a mean cannot.
+    # A sum of effects can be below zero, a mean cannot.
     mean = np.expm1(np.maximum(value, 0)) + _TINY
     return mean * total / mean.sum()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from contextlib import AbstractContextManager
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from scvci.data import (
     stratum_codes,
 )
 from scvci.data import _constants as keys
+from scvci.metrics import effect_variances
 from scvci.train import RestoreBest, VCITrainingPlan
 
-from ._calibration import fit_calibration
+from ._calibration import fit_calibration, measured_levels
 from ._collapse import warn_if_collapsed
 from ._registry import RegistryMixin
 
@@ -237,7 +239,20 @@ class TrainingMixin(RegistryMixin):
             feature_mean=np.zeros(n_genes) if paper else statistics.feature_mean,
             feature_scale=np.ones(n_genes),
             continuous=continuous,
+            effect_variances=self._effect_variances(statistics),
+            n_cells=int(statistics.pair_count.sum()),
         )
+
+    def _effect_variances(self, statistics: Statistics) -> tuple[float, ...] | None:
+        """How far effects carry over between strata, from the training cells; ``None`` if unknown.
+
+        Levels are log1p per 10,000, on which effects of expressed genes are log-fold changes.
+        """
+        levels = measured_levels(self.module, statistics)
+        control = self.module.sizes.control
+        if not levels.observed[:, control].any():
+            return None
+        return astuple(effect_variances(levels, control))
 
     def _after_training(self, indices: np.ndarray, rng: np.random.Generator) -> None:
         """Calibrate on the cells that training and early stopping saw, and look for collapse."""

@@ -14,8 +14,8 @@ class Architecture:
     ----------
     kind
         ``"effect"``: the decoder is a baseline plus a treatment effect that is zero for the
-        control. ``"paper"``: the reference implementation's networks (``z`` and the treatment code
-        concatenated, batch normalisation, rectified latent heads).
+        control, a mixed model over strata. ``"paper"``: the reference implementation's networks
+        (``z`` and the treatment code concatenated, batch normalisation, rectified latent heads).
     n_latent
         Dimensions of the latent state z.
     n_hidden
@@ -26,6 +26,9 @@ class Architecture:
         Dropout rate of the encoder's hidden layers.
     interaction
         Whether the effect of a treatment may depend on the latent state.
+    stratum_effects
+        Whether effects may differ between strata beyond the latent state, as deviations that are
+        shrunk towards what strata have in common.
     decoder_covariates
         Whether the decoder's baseline sees the covariates besides the latent state.
     """
@@ -33,9 +36,10 @@ class Architecture:
     kind: Literal["effect", "paper"] = "effect"
     n_latent: int = 10
     n_hidden: int = 128
-    n_layers: int = 2
+    n_layers: int = 1
     dropout: float = 0.1
     interaction: bool = True
+    stratum_effects: bool = True
     decoder_covariates: bool = True
 
 

@@ -111,6 +111,7 @@ class VCIModule(BaseModuleClass):
                 n_heads,
                 *widths[1:],
                 interaction=architecture.interaction,
+                stratum_effects=architecture.stratum_effects,
             )
         term = get_covariate_term(objective.covariate_term)
         self.covariate_term = term(sizes.n_genes, n_code, n_covariate, objective.reduction)
@@ -292,6 +293,8 @@ class VCIModule(BaseModuleClass):
     ) -> LossOutput:
         """Compute the VCI objective: three weighted terms, each also reported by its name.
 
+        The priors of the decoder's effects add to it, as parameters' priors do to a likelihood.
+
         The covariate-specific term is averaged over the cells whose (x, t′) has real cells; a
         batch without any keeps the other two terms.
         """
@@ -313,6 +316,9 @@ class VCIModule(BaseModuleClass):
             + objective.covariate * covariate
             + kl_weight * objective.divergence * divergence.mean()
         )
+        if isinstance(self.decoder, EffectDecoder):
+            unit = self.sizes.n_genes if objective.reduction == "mean" else 1
+            loss = loss + self.decoder.penalty() / unit
         return LossOutput(
             loss=loss,
             reconstruction_loss=individual,
@@ -367,6 +373,8 @@ class VCIModule(BaseModuleClass):
         feature_mean: np.ndarray,
         feature_scale: np.ndarray,
         continuous: tuple[np.ndarray, np.ndarray],
+        effect_variances: tuple[float, ...] | None = None,
+        n_cells: int = 1,
     ) -> None:
         """Set scales from the training cells.
 
@@ -380,6 +388,8 @@ class VCIModule(BaseModuleClass):
             Location and scale of the encoder's features, shape ``(n_genes,)``.
         continuous
             Mean and standard deviation of the continuous covariates.
+        effect_variances, n_cells
+            See :meth:`EffectDecoder.set_prior`; ``None`` leaves effects without a prior.
         """
         self.reference_size.fill_(reference_size)
         values = (feature_mean, feature_scale, *continuous)
@@ -394,3 +404,5 @@ class VCIModule(BaseModuleClass):
         if isinstance(self.decoder, EffectDecoder):
             rate = torch.as_tensor(mean_rate, dtype=torch.float32, device=self.device)
             self.decoder.set_bias(self.likelihood.initial_bias(rate))
+            if effect_variances is not None:
+                self.decoder.set_prior(effect_variances, n_cells)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
 from torch.nn.functional import relu, softplus
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 #: Smallest latent standard deviation, as in the reference implementation.
 _MIN_SIGMA = 1e-3
+#: Degrees of freedom of the prior of effects: heavy tails, as few genes respond strongly.
+_PRIOR_DOF = 4.0
+#: Smallest prior variance; an estimate of zero is not certainty.
+_MIN_PRIOR_VARIANCE = 1e-3
 
 
 def _mlp(n_in: int, n_hidden: int, n_layers: int, dropout: float = 0.0) -> nn.Module:
@@ -64,12 +73,21 @@ class Encoder(nn.Module):
 class EffectDecoder(nn.Module):
     r"""Linear predictor of p(y | z, t): a baseline plus a treatment effect.
 
-    .. math:: \eta(z, t) = b(z, x) + t^\top \Delta + h(z, t)
+    .. math:: \eta(z, x, t) = b(z, x) + 1_{t \ne 0}\,(m + t^\top a + x^\top s
+        + t^\top e\, x + h(z, t))
 
     with t the treatment code without the control's column, so that the control has no effect by
-    construction; Δ the additive log-fold changes; and h the part that depends on the latent state,
-    which starts at zero.
+    construction. The log-fold changes are those of a mixed model: m of all treatments, a of each,
+    s of each covariate and e of each treatment with each covariate; h is the part that depends on
+    the latent state. All start at zero. Without e, what is particular to the measured strata would
+    go into h or a and be carried over to strata where the treatment was not measured.
+
+    Student-t priors with 4 degrees of freedom hold m, a, s and e to the scales of
+    :meth:`set_prior`: small effects shrink together, the few large ones are left as they are.
     """
+
+    prior_variance: Tensor
+    prior_weight: Tensor
 
     def __init__(
         self,
@@ -81,31 +99,71 @@ class EffectDecoder(nn.Module):
         n_hidden: int,
         n_layers: int,
         interaction: bool = True,
+        stratum_effects: bool = True,
     ) -> None:
         super().__init__()
         self.shape = (n_heads, n_genes)
         self.baseline = _mlp(n_latent + n_covariate, n_hidden, n_layers)
         self.baseline_out = nn.Linear(n_hidden, n_heads * n_genes)
-        self.additive = nn.Linear(n_treatment, n_heads * n_genes, bias=False)
-        nn.init.zeros_(self.additive.weight)
+        self.stratum_effects = stratum_effects
+        #: Features of the mixed model in blocks: m, a, s and e.
+        self.blocks = (
+            (1, n_treatment, n_covariate, n_treatment * n_covariate)
+            if stratum_effects
+            else (0, n_treatment, 0, 0)
+        )
+        self.effects = nn.Linear(sum(self.blocks), n_heads * n_genes, bias=False)
+        nn.init.zeros_(self.effects.weight)
         self.interaction: nn.Module | None = None
         if interaction:
             self.interaction = _mlp(n_latent + n_treatment, n_hidden, 1)
             self.interaction_out = nn.Linear(n_hidden, n_heads * n_genes)
             nn.init.zeros_(self.interaction_out.weight)
             nn.init.zeros_(self.interaction_out.bias)
+        self.register_buffer("prior_variance", torch.ones(sum(self.blocks)))
+        self.register_buffer("prior_weight", torch.tensor(0.0))
 
     def forward(self, z: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
         """Return the linear predictors, shape ``(..., n_heads, n_genes)``."""
+        treated = (treatment != 0).any(dim=-1, keepdim=True).to(z.dtype)
+        # What does not depend on z is computed once for all latent draws.
+        effect = self.effects(self._design(treated, treatment, covariates))
         covariates = covariates.expand(*z.shape[:-1], covariates.shape[-1])
-        treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
         eta = self.baseline_out(self.baseline(torch.cat([z, covariates], dim=-1)))
-        effect = self.additive(treatment)
         if self.interaction is not None:
+            treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
             hidden = self.interaction(torch.cat([z, treatment], dim=-1))
-            treated = (treatment != 0).any(dim=-1, keepdim=True)
             effect = effect + self.interaction_out(hidden) * treated
         return (eta + effect).unflatten(-1, self.shape)
+
+    def _design(self, treated: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
+        """Features of the mixed model, all zero for the control."""
+        if not self.stratum_effects:
+            return treatment
+        crossed = (treatment.unsqueeze(-1) * covariates.unsqueeze(-2)).flatten(-2)
+        return torch.cat([treated, treatment, treated * covariates, crossed], dim=-1)
+
+    def penalty(self) -> Tensor:
+        """Negative log-prior of the effects, in nats per cell, up to a constant."""
+        squared = self.effects.weight.square() / (_PRIOR_DOF * self.prior_variance)
+        return 0.5 * (_PRIOR_DOF + 1) * torch.log1p(squared).sum() * self.prior_weight
+
+    def set_prior(self, variances: Sequence[float], n_cells: int) -> None:
+        """Scale the priors.
+
+        Parameters
+        ----------
+        variances
+            Of m, a, s and e over genes, on the scale of the linear predictor.
+        n_cells
+            Training cells, over which the objective is averaged.
+        """
+        if not self.stratum_effects:
+            variances = [sum(variances)] * len(variances)
+        scales = [max(v, _MIN_PRIOR_VARIANCE) for v in variances]
+        sizes = torch.tensor(self.blocks)
+        self.prior_variance.copy_(torch.tensor(scales).repeat_interleave(sizes))
+        self.prior_weight.fill_(1 / n_cells)
 
     def set_bias(self, bias: Tensor) -> None:
         """Start the first head at the linear predictor of the mean cell."""

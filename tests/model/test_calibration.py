@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import scvci
+from scvci.data import compute_statistics
+from scvci.metrics import effect_variances, forecast_levels
 from scvci.model import VCI, _calibration
 
 
@@ -33,7 +35,7 @@ def _level(adata, layer, stratum):
 
 def _changes(model, adata, share, monkeypatch):
     """Mean change under the treatment by stratum, calibrated with that share."""
-    monkeypatch.setattr(_calibration, "_ADDITIVE_SHARE", share)
+    monkeypatch.setattr(_calibration, "_FORECAST_SHARE", share)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
@@ -44,23 +46,28 @@ def _changes(model, adata, share, monkeypatch):
     }
 
 
-def test_a_pair_without_cells_is_half_way_to_the_additive_expectation(fitted, monkeypatch):
+def test_a_pair_without_cells_is_half_way_to_the_forecast(fitted, monkeypatch):
     model, adata = fitted
     changes = {s: _changes(model, adata, s, monkeypatch) for s in (0.0, 0.5, 1.0)}
-    others = [changes[1.0][x] for x in changes[1.0] if x != "B"]
+    t, x = model.treatments.index("IFNb"), model.strata.index("B")
+    indices = np.arange(adata.n_obs)
+    statistics = compute_statistics(model._cohort(indices), uses_size=True)
+    levels = _calibration.measured_levels(model.module, statistics)
+    forecast = forecast_levels(levels, effect_variances(levels))
+    expected = forecast[x, t] - levels.value[x, 0]
     gap = np.abs(changes[0.0]["B"] - changes[1.0]["B"]).max()
     assert gap > 0.05
-    # The whole moves a little, as the additive expectation has another total; nor is the fixed
-    # point run to its very end.
-    off = changes[1.0]["B"] - np.mean(others, axis=0)
+    # The whole moves a little, as the forecast has another total; nor is the fixed point run to
+    # its very end.
+    off = changes[1.0]["B"] - expected
     np.testing.assert_allclose(off - np.median(off), 0, atol=0.1 * gap)
     half = (changes[0.0]["B"] + changes[1.0]["B"]) / 2
     np.testing.assert_allclose(changes[0.5]["B"], half, atol=0.1 * gap)
-    for x in ("CD4 T", "CD14 Mono"):
-        np.testing.assert_allclose(changes[0.0][x], changes[1.0][x], atol=1e-3 * gap)
+    for stratum in ("CD4 T", "CD14 Mono"):
+        np.testing.assert_allclose(changes[0.0][stratum], changes[1.0][stratum], atol=1e-3 * gap)
 
 
-def test_without_the_additive_share_the_mean_change_is_borrowed(fitted, monkeypatch):
+def test_without_the_forecast_the_mean_change_is_borrowed(fitted, monkeypatch):
     """shift(x, t) = shift(x, control) + mean over other strata of shift(x′, t) − shift(x′, c)."""
     model, adata = fitted
     _changes(model, adata, 0.0, monkeypatch)

@@ -108,7 +108,7 @@ def test_gene_order_does_not_change_the_objective():
         for layer in (module.decoder.baseline_out, module.decoder.interaction_out):
             layer.weight.copy_(layer.weight[order])
             layer.bias.copy_(layer.bias[order])
-        module.decoder.additive.weight.copy_(module.decoder.additive.weight[order])
+        module.decoder.effects.weight.copy_(module.decoder.effects.weight[order])
         module.likelihood.log_theta.copy_(module.likelihood.log_theta[order])
     for key in ("X", keys.REFERENCE_MEAN_KEY, keys.REFERENCE_VAR_KEY):
         tensors[key] = tensors[key][:, order]
@@ -123,7 +123,7 @@ def test_gradients_reach_every_part_and_the_control_has_no_effect():
     tensors["X"] = torch.poisson(torch.rand(N, G) * 20)
     with torch.no_grad():
         module.decoder.interaction_out.weight.normal_()
-        module.decoder.additive.weight.normal_()
+        module.decoder.effects.weight.normal_()
     module(tensors)[2].loss.backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
