@@ -10,17 +10,28 @@ import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import anndata
 import numpy as np
 import pandas as pd
+from peers import PEERS, predict
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from scvci.metrics import BASELINES, pair_pseudobulks, pseudobulk
+from scvci.data import Cohort, compute_statistics
+from scvci.metrics import (
+    BASELINES,
+    effect_variances,
+    forecast_levels,
+    pair_levels,
+    pair_pseudobulks,
+    pseudobulk,
+)
 from scvci.model import VCI
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from anndata import AnnData
     from cases import Case
 
 
@@ -50,32 +61,24 @@ def _arms(case: Case) -> list[str]:
     return [case.control, *sorted({t for t, _ in case.pairs})]
 
 
-def _tables(case: Case) -> tuple[np.ndarray, list[str], list[str]]:
-    """Pseudobulks of training cells, ``(n_strata, n_treatments, n_genes)``, and their names."""
-    obs = case.train.obs
-    strata = sorted(obs["stratum"].unique())
-    arms = [case.control, *sorted(set(obs["treatment"]) - {case.control})]
-    codes = [
-        pd.Categorical(obs[key], levels).codes
-        for key, levels in (("treatment", arms), ("stratum", strata))
-    ]
-    means = pair_pseudobulks(case.train.X, codes[0], codes[1], (len(strata), len(arms)))
-    return means, strata, arms
+def _design(case: Case) -> tuple[AnnData, np.ndarray, np.ndarray, list[str], list[str]]:
+    """Cells to take means of, their treatment and stratum codes, and the names of both.
 
-
-def baseline(case: Case, seed: int, name: str) -> Prediction:
-    """One of the package's baselines on tables of means.
-
-    A stratum that is new enters the table with its controls only.
+    A stratum that is new to the model enters with the controls that are predicted for.
     """
-    means, strata, arms = _tables(case)
-    new = sorted(set(case.query.obs["stratum"]) - set(strata))
-    if new:
-        rows = np.full((len(new), *means.shape[1:]), np.nan)
-        for row, x in zip(rows, new, strict=True):
-            row[0] = pseudobulk(case.query.X[(case.query.obs["stratum"] == x).to_numpy()])
-        means, strata = np.concatenate([means, rows]), [*strata, *new]
-    table = BASELINES[name](means)
+    cells = case.train
+    new = ~case.query.obs["stratum"].isin(cells.obs["stratum"].unique()).to_numpy()
+    if new.any():
+        cells = anndata.concat([cells, case.query[new]])
+    strata = sorted(cells.obs["stratum"].unique())
+    arms = [case.control, *sorted(set(cells.obs["treatment"]) - {case.control})]
+    treatment = pd.Categorical(cells.obs["treatment"], arms).codes.astype(np.int64)
+    stratum = pd.Categorical(cells.obs["stratum"], strata).codes.astype(np.int64)
+    return cells, treatment, stratum, arms, strata
+
+
+def _from_table(case: Case, table: np.ndarray, arms: list[str], strata: list[str]) -> Prediction:
+    """Every cell gets the mean of its stratum, from ``(n_strata, n_treatments, n_genes)``."""
     position = pd.Categorical(case.query.obs["stratum"], strata).codes
     return Prediction(
         cells={t: table[position, arms.index(t)] for t in _arms(case)},
@@ -85,6 +88,36 @@ def baseline(case: Case, seed: int, name: str) -> Prediction:
             for x in {x for _, x in case.pairs}
         },
     )
+
+
+def baseline(case: Case, seed: int, name: str) -> Prediction:
+    """One of the package's baselines on tables of means."""
+    cells, treatment, stratum, arms, strata = _design(case)
+    means = pair_pseudobulks(cells.X, treatment, stratum, (len(strata), len(arms)))
+    return _from_table(case, BASELINES[name](means), arms, strata)
+
+
+def pair_mean(case: Case, seed: int) -> Prediction:
+    """Mean of the pair's own cells: what there is to beat where the pair was measured."""
+    if "held out" in set(case.pairs.values()) and len(set(case.pairs.values())) == 1:
+        raise NotImplementedError("A held-out pair has no cells of its own.")
+    cells, treatment, stratum, arms, strata = _design(case)
+    means = pair_pseudobulks(cells.X, treatment, stratum, (len(strata), len(arms)))
+    return _from_table(case, means, arms, strata)
+
+
+def mixed_model(case: Case, seed: int) -> Prediction:
+    """Predict by the mixed model that calibration uses for pairs without cells, alone."""
+    cells, treatment, stratum, arms, strata = _design(case)
+    shape = (len(strata), len(arms))
+    statistics = compute_statistics(
+        Cohort(cells, None, np.arange(cells.n_obs), treatment, stratum, shape[1], shape[0]),
+        uses_size=True,
+    )
+    moments = [m.reshape(*shape, -1) for m in (statistics.pair_mean, statistics.pair_var)]
+    levels = pair_levels(*moments, statistics.pair_count.reshape(shape))
+    table = forecast_levels(levels, effect_variances(levels))
+    return _from_table(case, table, arms, strata)
 
 
 def ridge(case: Case, seed: int, n_components: int = 4, penalty: float = 1.0) -> Prediction:
@@ -156,6 +189,17 @@ def vci(case: Case, seed: int, calibrated: bool = True, **settings: object) -> P
     )
 
 
+def peer(case: Case, seed: int, name: str) -> Prediction:
+    """Another group's method, in an environment of its own."""
+    values, scale = predict(case, _arms(case), seed, name)
+    if scale == "log1p":
+        # A model of logs goes below zero.
+        values = {t: np.expm1(np.maximum(v, 0)) for t, v in values.items()}
+    return Prediction(
+        {t: log_normalised(v) for t, v in values.items()}, _means_of_cells(case, values)
+    )
+
+
 def _means_of_cells(
     case: Case, counts: dict[str, np.ndarray]
 ) -> dict[tuple[str, str], np.ndarray]:
@@ -171,13 +215,16 @@ def _means_of_cells(
 #: Methods by name.
 METHODS: dict[str, Callable[..., Prediction]] = {
     **{name: (lambda c, s, n=name: baseline(c, s, n)) for name in BASELINES},
+    "mean of the pair": pair_mean,
     "ridge": ridge,
+    "mixed model of means": mixed_model,
     "VCI": vci,
     "VCI paper": lambda c, s: vci(c, s, preset="paper"),
     "VCI uncalibrated": lambda c, s: vci(c, s, calibrated=False),
     "VCI no divergence": lambda c, s: vci(c, s, weights={"divergence": 0.0}),
     "VCI no covariate term": lambda c, s: vci(c, s, weights={"covariate": 0.0}),
     "VCI no interaction": lambda c, s: vci(c, s, architecture={"interaction": False}),
+    "VCI no stratum effects": lambda c, s: vci(c, s, architecture={"stratum_effects": False}),
 }
 for _kind in ("kernel", "energy", "discriminator", "classifier"):
     METHODS[f"VCI {_kind}"] = lambda c, s, k=_kind: vci(c, s, covariate_term=k)
@@ -185,3 +232,5 @@ for _name in ("zinb", "poisson", "normal"):
     METHODS[f"VCI {_name}"] = lambda c, s, n=_name: vci(c, s, likelihood=n)
 for _size in (2, 5, 20):
     METHODS[f"VCI {_size} latents"] = lambda c, s, n=_size: vci(c, s, n_latent=n)
+for _peer in PEERS:
+    METHODS[_peer] = lambda c, s, n=_peer: peer(c, s, n)
