@@ -97,16 +97,7 @@ def disentanglement(
     ax.set(yticks=y, yticklabels=names, xlabel=_STATISTICS.get(test, test))
     ax.set_ylim(y[-1] + 0.6, -0.6)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=3,
-        fontsize="small",
-        handletextpad=0.4,
-        columnspacing=1.0,
-        borderaxespad=0.2,
-    )
+    _legend_above(ax)
     _finish(ax.figure, show, save)
     return ax
 
@@ -143,7 +134,8 @@ def overlap(
     least = int(counts[counts > 0].min(initial=most // 2))
     norm = LogNorm(vmin=least, vmax=max(most, 2 * least))
     image = ax.imshow(np.ma.masked_equal(counts, 0), cmap="Blues", norm=norm, aspect="auto")
-    ax.figure.colorbar(image, ax=ax, label="cells", pad=0.02, format="%g")
+    bar = ax.figure.colorbar(image, ax=ax, label="cells", pad=0.02, format="%g")
+    bar.ax.yaxis.set_minor_formatter("{x:g}")
     write = counts.size <= _MAX_NUMBERS
     if write:
         for (x, t), n in np.ndenumerate(counts):
@@ -174,15 +166,20 @@ def overlap(
     ax.tick_params(which="minor", length=0)
     ax.tick_params(which="major", length=2)
     if (flags != "").any():
-        ax.legend(
-            frameon=False,
-            loc="lower left",
-            bbox_to_anchor=(0, 1),
-            ncols=4,
-            fontsize="small",
-            handletextpad=0.2,
-            columnspacing=1.0,
-            borderaxespad=0.2,
-        )
+        _legend_above(ax)
     _finish(ax.figure, show, save)
     return ax
+
+
+def _legend_above(ax: Axes) -> None:
+    """Legend in one line over the axes, where it covers nothing."""
+    ax.legend(
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        fontsize="small",
+        handletextpad=0.4,
+        columnspacing=1.0,
+        borderaxespad=0.2,
+    )
