@@ -38,8 +38,12 @@ def load(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     failed = table["error"].notna()
     scores = table[~failed].copy()
     # The seed draws new data where the truth is known; elsewhere it only draws a new fit, and
-    # what varies independently is the (treatment, stratum) pair.
-    drawn = scores.groupby("dataset")["mse"].transform(lambda values: values.notna().any())
+    # what varies independently is the (treatment, stratum) pair. So it is within a single seed.
+    several = scores.groupby("dataset")["seed"].transform(
+        lambda seeds: seeds[scores.loc[seeds.index, "method"] == "VCI"].nunique() > 1
+    )
+    known = scores.groupby("dataset")["mse"].transform(lambda values: values.notna().any())
+    drawn = several & known
     pair = scores["treatment"].astype(str) + " in " + scores["stratum"].astype(str)
     scores["unit"] = pair.where(~drawn, scores["seed"].astype(str))
     order = sorted(scores["dataset"].unique(), key=_dataset_order)

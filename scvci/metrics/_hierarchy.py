@@ -171,9 +171,9 @@ def forecast_levels(
     """Best linear prediction of every pair's level from the measured ones.
 
     Each part is the weighted mean of what the other parts leave over, shrunk by its variance;
-    passes over the parts are repeated until they agree (backfitting). The noise of a stratum's
-    control is part of the stratum: effects measured from a control that is too low are too high,
-    in that stratum's forecasts as well.
+    passes over the parts are repeated until they agree (backfitting). What the effects of a
+    stratum have in common is split between the stratum and the noise of its control, from which
+    all of them are measured.
 
     Parameters
     ----------
@@ -187,11 +187,13 @@ def forecast_levels(
     Returns
     -------
     Shape ``(n_strata, n_treatments, n_genes)``. A measured pair's forecast includes its own
-    measurement; strata without a control are NaN.
+    measurement; the control's is its level with the noise taken off that the stratum's effects
+    show. Strata without a control are NaN.
     """
     effects = _measured_effects(levels, control)
     weight = effects.observed[..., None] / np.maximum(variances.pair + effects.noise, 1e-12)
-    of_x = variances.stratum + np.where(levels.observed[:, [control]], levels.noise[:, control], 0)
+    base = np.where(levels.observed[:, [control]], levels.noise[:, control], 0)
+    of_x = variances.stratum + base
     precision = [1 / np.maximum(v, 1e-12) for v in (variances.common, variances.treatment, of_x)]
     # Sums over strata and treatments, over strata, over treatments.
     axes = ((0, 1), (0,), (1,))
@@ -213,7 +215,8 @@ def forecast_levels(
     forecast = parts[0] + parts[1] + parts[2]
     own = weight * variances.pair * (d - forecast)
     level = levels.value[:, [control]] + forecast + own
-    level[:, control] = levels.value[:, control]
+    by_noise = base / np.maximum(of_x, 1e-12)
+    level[:, control] = levels.value[:, control] + by_noise * parts[2][:, 0]
     return np.where(levels.observed[:, [control], None], level, np.nan)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +13,13 @@ from scvci.metrics import effect_variances, forecast_levels, pair_levels
 
 if TYPE_CHECKING:
     from scvci.data import CellReader, Statistics
-    from scvci.metrics import PairLevels
+    from scvci.metrics import EffectVariances, PairLevels
     from scvci.module import VCIModule
 
 #: Cells per stratum that are enough to know a stratum's mean prediction.
 _MAX_CELLS = 1000
 #: Passes of the fixed point; each one cell's predictions stay a composition.
 _N_PASSES = 4
-#: Share of the measured means' forecast in the mean of a pair without cells.
-_FORECAST_SHARE = 0.5
 _TINY = 1e-12
 
 
@@ -35,17 +34,22 @@ def fit_calibration(
     r"""Shift of the linear predictor for each (stratum, treatment) and gene.
 
     If treatment is unconfounded given x, the mean counterfactual of *all* cells of stratum x under
-    t′ equals the mean of the real cells of (x, t′). The shift :math:`s_{x,t'}` closes the gap. It
-    is the sum of the control's shift and of a change :math:`\delta_{x,t'}`, each shrunk towards
-    zero by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2` the
-    sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over genes.
-    A pair without real cells gets the control's shift of its stratum plus the mean
-    :math:`\delta` of the treatment over the other strata; then its mean is moved half-way, on the
-    scale of log1p per 10,000, to the forecast of a mixed model from the measured means
-    (:func:`scvci.metrics.forecast_levels`), which knows the noise of each mean and how far effects
-    carry over between strata. The errors of the two forecasts have little in common, and with
-    nothing measured to weigh them by, their plain average is hard to beat (Bates and Granger,
-    1969).
+    t′ equals the mean of the real cells of (x, t′). The shift closes the gap to what is known of
+    that mean: the forecast of a mixed model of all measured means
+    (:func:`scvci.metrics.forecast_levels`), which knows the noise of each and how far effects
+    carry over between strata. Of a pair with many cells it is their mean, of one with few it is
+    shrunk towards what the other pairs say. The control's gap is shrunk towards the model's own
+    prediction by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2`
+    the sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over
+    genes.
+
+    A pair without real cells gets the control's shift of its stratum plus the mean further shift
+    that closes such shrunk gaps of the treatment in the other strata; then its mean is moved part
+    of the way to that of its control plus the forecast effect. The errors of model and forecast
+    have little in common, and with nothing measured to weigh them by, their plain average is hard
+    to beat (Bates and Granger, 1969). But the model is fitted to measured means with their noise,
+    which the forecast takes off: where measured effects are a share ρ noise, the forecast's share
+    is :math:`(1 + \rho) / 2`.
 
     Parameters
     ----------
@@ -67,28 +71,43 @@ def fit_calibration(
         _encode_stratum(module, reader, indices[reader.stratum[indices] == x], rng)
         for x in range(n_strata)
     ]
-    shift, calibrated = _fit_observed(module, strata, statistics)
-    observed = np.isfinite(shift).all(axis=-1)
-    if observed.all():
-        return shift
     control = module.sizes.control
+    levels = measured_levels(module, statistics)
+    variances = effect_variances(levels, control)
+    forecast = forecast_levels(levels, variances, control)
+    shift = _fit_gaps(module, strata, statistics)
+    observed = np.isfinite(shift).all(axis=-1)
     comparable = observed & observed[:, [control]]
     base = np.nan_to_num(shift[:, control])
-    change = shift - base[:, None]
-    levels = measured_levels(module, statistics)
-    forecast = forecast_levels(levels, effect_variances(levels, control), control)
-    effect = forecast - levels.value[:, [control]]
-    for x, t in np.argwhere(~observed):
-        shift[x, t] = base[x]
-        if not comparable[:, t].any() or not observed[x, control]:
+    borrowed = [
+        (shift - base[:, None])[rows, t].mean(axis=0) for t, rows in enumerate(comparable.T)
+    ]
+    total = statistics.pair_mean.reshape(shift.shape).sum(axis=-1)
+    for x, t in np.ndindex(*observed.shape):
+        if t == control or not (observed[x, control] and comparable[:, t].any()):
+            shift[x, t] = np.where(observed[x, t], shift[x, t], base[x])
             continue
-        shift[x, t] += change[comparable[:, t], t].mean(axis=0)
-        own = _mean_prediction(module, strata[x], t, shift[x, t])
-        expected = _stabilised(module, calibrated[x, control]) + effect[x, t]
-        pooled = (1 - _FORECAST_SHARE) * _stabilised(module, own) + _FORECAST_SHARE * expected
-        target = _destabilised(module, pooled, own.sum())
+        if observed[x, t]:
+            target = _destabilised(module, forecast[x, t], float(total[x, t]))
+        else:
+            shift[x, t] = base[x] + borrowed[t]
+            own = _mean_prediction(module, strata[x], t, shift[x, t])
+            level = _stabilised(module, _mean_prediction(module, strata[x], control, base[x]))
+            expected = level + forecast[x, t] - forecast[x, control]
+            share = _forecast_share(levels, variances, t, control)
+            pooled = (1 - share) * _stabilised(module, own) + share * expected
+            target = _destabilised(module, pooled, own.sum())
         shift[x, t] += _solve(module, strata[x], t, shift[x, t], target)
     return shift
+
+
+def _forecast_share(
+    levels: PairLevels, variances: EffectVariances, treatment: int, control: int
+) -> float:
+    """Weight of the forecast beside the model: a half, and more where effects are noise."""
+    measured = levels.observed[:, treatment] & levels.observed[:, control]
+    noise = (levels.noise[measured, treatment] + levels.noise[measured, control]).mean()
+    return 0.5 * (1 + noise / (noise + sum(astuple(variances)) + _TINY))
 
 
 def measured_levels(module: VCIModule, statistics: Statistics) -> PairLevels:
@@ -102,26 +121,25 @@ def measured_levels(module: VCIModule, statistics: Statistics) -> PairLevels:
     )
 
 
-def _fit_observed(
+def _fit_gaps(
     module: VCIModule, strata: list[dict[str, torch.Tensor]], statistics: Statistics
-) -> tuple[np.ndarray, np.ndarray]:
-    """Shifts and calibrated means of pairs with cells; NaN for the others."""
-    shape = module.calibration.shape
+) -> np.ndarray:
+    """Shifts that close the shrunk gaps of pairs with cells; NaN for the others."""
+    shape, control = module.calibration.shape, module.sizes.control
     mean = statistics.pair_mean.reshape(shape)
     variance = statistics.pair_var.reshape(shape)
     count = statistics.pair_count.reshape(shape[:2])
     shift = np.full(shape, np.nan, dtype=np.float32)
-    calibrated = np.full(shape, np.nan)
     # The control comes first: its shift is part of the other treatments'.
-    order = sorted(range(shape[1]), key=lambda t: t != module.sizes.control)
+    order = sorted(range(shape[1]), key=lambda t: t != control)
     for x, cells in enumerate(strata):
         for t in (t for t in order if count[x, t] > 0):
-            start = np.nan_to_num(shift[x, module.sizes.control])
+            start = np.nan_to_num(shift[x, control])
             predicted = _mean_prediction(module, cells, t, start)
             gap = _shrunk_gap(module, mean[x, t], variance[x, t], count[x, t], predicted)
-            calibrated[x, t] = _moved(module, predicted, gap)
-            shift[x, t] = start + _solve(module, cells, t, start, calibrated[x, t])
-    return shift, calibrated
+            target = _moved(module, predicted, gap)
+            shift[x, t] = start + _solve(module, cells, t, start, target)
+    return shift
 
 
 def _encode_stratum(

@@ -79,7 +79,10 @@ def test_forecast_is_the_best_linear_prediction():
             cross = np.array([covariance(p, q, gene, 0) for q in seen])
             expected = levels.value[p[0], 0, gene] + cross @ np.linalg.solve(k, d)
             assert forecast[(*p, gene)] == pytest.approx(expected, abs=1e-3)
-    np.testing.assert_array_equal(forecast[:, 0], levels.value[:, 0])
+        for x in range(3):
+            noise = levels.noise[x, 0, gene] * np.array([q[0] == x for q in seen])
+            expected = levels.value[x, 0, gene] + noise @ np.linalg.solve(k, d)
+            assert forecast[x, 0, gene] == pytest.approx(expected, abs=1e-3)
 
 
 def test_forecast_beats_the_additive_mean_and_no_change_of_a_missing_pair():
