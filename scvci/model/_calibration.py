@@ -34,22 +34,19 @@ def fit_calibration(
     r"""Shift of the linear predictor for each (stratum, treatment) and gene.
 
     If treatment is unconfounded given x, the mean counterfactual of *all* cells of stratum x under
-    t′ equals the mean of the real cells of (x, t′). The shift closes the gap to what is known of
-    that mean: the forecast of a mixed model of all measured means
-    (:func:`scvci.metrics.forecast_levels`), which knows the noise of each and how far effects
-    carry over between strata. Of a pair with many cells it is their mean, of one with few it is
-    shrunk towards what the other pairs say. The control's gap is shrunk towards the model's own
-    prediction by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2`
-    the sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over
-    genes.
-
+    t′ equals the mean of the real cells of (x, t′). The shift first closes the gap, shrunk towards
+    zero by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2` the
+    sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over genes.
     A pair without real cells gets the control's shift of its stratum plus the mean further shift
-    that closes such shrunk gaps of the treatment in the other strata; then its mean is moved part
-    of the way to that of its control plus the forecast effect. The errors of model and forecast
-    have little in common, and with nothing measured to weigh them by, their plain average is hard
-    to beat (Bates and Granger, 1969). But the model is fitted to measured means with their noise,
-    which the forecast takes off: where measured effects are a share ρ noise, the forecast's share
-    is :math:`(1 + \rho) / 2`.
+    of the treatment in the other strata.
+
+    Then the mean under a treatment is averaged with the forecast of a mixed model of all measured
+    means (:func:`scvci.metrics.forecast_levels`), which knows the noise of each and how far
+    effects carry over between strata; for a pair without cells, with its control's mean plus the
+    forecast effect. The errors of the two have little in common, and with nothing measured to
+    weigh them by, their plain average is hard to beat (Bates and Granger, 1969). But the model is
+    fitted to measured means with their noise, which the forecast takes off: where measured effects
+    are a share ρ noise, the forecast's share is :math:`(1 + \rho) / 2`.
 
     Parameters
     ----------
@@ -82,21 +79,19 @@ def fit_calibration(
     borrowed = [
         (shift - base[:, None])[rows, t].mean(axis=0) for t, rows in enumerate(comparable.T)
     ]
-    total = statistics.pair_mean.reshape(shift.shape).sum(axis=-1)
     for x, t in np.ndindex(*observed.shape):
         if t == control or not (observed[x, control] and comparable[:, t].any()):
             shift[x, t] = np.where(observed[x, t], shift[x, t], base[x])
             continue
-        if observed[x, t]:
-            target = _destabilised(module, forecast[x, t], float(total[x, t]))
-        else:
+        expected = forecast[x, t]
+        if not observed[x, t]:
             shift[x, t] = base[x] + borrowed[t]
-            own = _mean_prediction(module, strata[x], t, shift[x, t])
             level = _stabilised(module, _mean_prediction(module, strata[x], control, base[x]))
             expected = level + forecast[x, t] - forecast[x, control]
-            share = _forecast_share(levels, variances, t, control)
-            pooled = (1 - share) * _stabilised(module, own) + share * expected
-            target = _destabilised(module, pooled, own.sum())
+        own = _mean_prediction(module, strata[x], t, shift[x, t])
+        share = _forecast_share(levels, variances, t, control)
+        pooled = (1 - share) * _stabilised(module, own) + share * expected
+        target = _destabilised(module, pooled, own.sum())
         shift[x, t] += _solve(module, strata[x], t, shift[x, t], target)
     return shift
 

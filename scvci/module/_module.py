@@ -227,16 +227,12 @@ class VCIModule(BaseModuleClass):
         shift
             Added to the linear predictor of the mean, shape ``(n_cells, n_genes)``.
         """
-        if not self._decoder_sees_covariates:
+        if not self.config.architecture.decoder_covariates:
             covariates = covariates[:, :0]
         heads = self.decoder(z, self.treatment_codes[treatment], covariates)
         if shift is not None:
             heads = torch.cat([heads[..., :1, :] + shift.unsqueeze(-2), heads[..., 1:, :]], dim=-2)
         return {MODULE_KEYS.PX_KEY: self.likelihood.distribution(heads, size)}
-
-    @property
-    def _decoder_sees_covariates(self) -> bool:
-        return self.config.architecture.decoder_covariates
 
     def counterfactual(
         self, tensors: dict[str, Tensor], qz: Normal
@@ -293,7 +289,7 @@ class VCIModule(BaseModuleClass):
     ) -> LossOutput:
         """Compute the VCI objective: three weighted terms, each also reported by its name.
 
-        The priors of the decoder's effects add to it, as parameters' priors do to a likelihood.
+        The priors of the decoder's effects are added.
 
         The covariate-specific term is averaged over the cells whose (x, t′) has real cells; a
         batch without any keeps the other two terms.
@@ -392,15 +388,9 @@ class VCIModule(BaseModuleClass):
             See :meth:`EffectDecoder.set_prior`; ``None`` leaves effects without a prior.
         """
         self.reference_size.fill_(reference_size)
-        values = (feature_mean, feature_scale, *continuous)
-        buffers = (
-            self.feature_mean,
-            self.feature_scale,
-            self.continuous_mean,
-            self.continuous_scale,
-        )
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(torch.as_tensor(value, dtype=torch.float32))
+        names = ("feature_mean", "feature_scale", "continuous_mean", "continuous_scale")
+        for name, value in zip(names, (feature_mean, feature_scale, *continuous), strict=True):
+            self.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float32))
         if isinstance(self.decoder, EffectDecoder):
             rate = torch.as_tensor(mean_rate, dtype=torch.float32, device=self.device)
             self.decoder.set_bias(self.likelihood.initial_bias(rate))

@@ -63,8 +63,6 @@ def test_a_pair_without_cells_is_half_way_to_the_forecast(fitted, monkeypatch):
     np.testing.assert_allclose(off - np.median(off), 0, atol=0.1 * gap)
     half = (changes[0.0]["B"] + changes[1.0]["B"]) / 2
     np.testing.assert_allclose(changes[0.5]["B"], half, atol=0.1 * gap)
-    for stratum in ("CD4 T", "CD14 Mono"):
-        np.testing.assert_allclose(changes[0.0][stratum], changes[1.0][stratum], atol=1e-3 * gap)
 
 
 def test_without_the_forecast_the_mean_change_is_borrowed(fitted, monkeypatch):
@@ -86,9 +84,9 @@ def test_without_the_forecast_the_mean_change_is_borrowed(fitted, monkeypatch):
     np.testing.assert_allclose(shift[x, t], borrowed, atol=1e-4)
 
 
-def test_a_measured_pair_has_the_forecast_mean(fitted, monkeypatch):
+def test_a_measured_pair_with_all_the_share_has_the_forecast_mean(fitted, monkeypatch):
     model, adata = fitted
-    _changes(model, adata, 0.5, monkeypatch)
+    _changes(model, adata, 1.0, monkeypatch)
     statistics = compute_statistics(model._cohort(np.arange(adata.n_obs)), uses_size=True)
     levels = _calibration.measured_levels(model.module, statistics)
     forecast = forecast_levels(levels, effect_variances(levels))
