@@ -74,13 +74,14 @@ def fit_calibration(
     forecast = forecast_levels(levels, variances, control)
     shift = _fit_gaps(module, strata, statistics)
     observed = np.isfinite(shift).all(axis=-1)
-    comparable = observed & observed[:, [control]]
+    # Cells without a single count have a shift, but no level.
+    comparable = observed & levels.observed & levels.observed[:, [control]]
     base = np.nan_to_num(shift[:, control])
     borrowed = [
         (shift - base[:, None])[rows, t].mean(axis=0) for t, rows in enumerate(comparable.T)
     ]
     for x, t in np.ndindex(*observed.shape):
-        if t == control or not (observed[x, control] and comparable[:, t].any()):
+        if t == control or not (levels.observed[x, control] and comparable[:, t].any()):
             shift[x, t] = np.where(observed[x, t], shift[x, t], base[x])
             continue
         expected = forecast[x, t]
