@@ -47,7 +47,8 @@ def draw_all(numbers: pd.DataFrame, folder: Path) -> dict[str, str]:
     """Draw what the numbers allow; names of the files and a description of each."""
     methods = numbers["method"].unique()
     ablations = natural_order(m for m in methods if m.startswith("VCI "))
-    peers = sorted(m for m in methods if m not in (*_STYLES, *ablations, "no change"))
+    ours = (*_STYLES, *ablations, "no change", "mean of the pair", "mixed model of means")
+    peers = sorted(m for m in methods if m not in ours)
     drawn = {
         "accuracy_means": (
             regimes(numbers, [("rmse", "seen"), ("rmse", "held out")]),
