@@ -28,11 +28,19 @@ import numpy as np
 import pandas as pd
 from cases import DATASETS, Case
 from joblib import cpu_count
-from methods import METHODS, Prediction, log_normalised
+from methods import METHODS, Prediction
 from peers import PEERS
 from tqdm import tqdm
 
-from scvci.metrics import BASELINES, ite_corr, pearson_delta, per_cell_mse, pseudobulk, r2_delta
+from scvci.metrics import (
+    BASELINES,
+    ite_corr,
+    log_normalise,
+    pearson_delta,
+    per_cell_mse,
+    pseudobulk,
+    r2_delta,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -122,7 +130,7 @@ def score_cells(
     case: Case, prediction: Prediction, treatment: str, cells: np.ndarray
 ) -> dict[str, float]:
     """Score individual effects and levels within one stratum."""
-    true, control = (log_normalised(case.truth[t][cells]) for t in (treatment, case.control))
+    true, control = (log_normalise(case.truth[t][cells]) for t in (treatment, case.control))
     guess = prediction.cells[treatment][cells]
     effect = guess - prediction.cells[case.control][cells]
     return {

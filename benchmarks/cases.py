@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
+import pandas as pd
 
+from scvci.data import pair_counts, pair_folds
 from scvci.datasets import Departures, plant_effects, simulate_perturbation
 from scvci.metrics import pseudobulk
 
@@ -177,24 +179,13 @@ def held_out_pairs(name: str) -> Iterator[Case]:
     """Each (treatment, stratum) in turn; of several treatments, one per stratum at a time."""
     adata = _read(name)
     strata = sorted(adata.obs["stratum"].unique())
-    treatments = sorted(set(adata.obs["treatment"]) - {"control"})
-    n = adata.obs.groupby(["treatment", "stratum"], observed=True).size()
-    if len(treatments) == 1:
-        folds = [[(treatments[0], x)] for x in strata]
-    else:
-        # A Latin square: every pair once, every stratum and most treatments in each fold.
-        folds = [
-            [(treatments[(f + i) % len(treatments)], x) for i, x in enumerate(strata)]
-            for f in range(len(treatments))
-        ]
-    for fold in folds:
-        fold = [pair for pair in fold if n.get(pair, 0) >= _MIN_CELLS]
-        if not fold:
-            continue
-        held = np.zeros(adata.n_obs, dtype=bool)
-        for t, x in fold:
-            held |= ((adata.obs["treatment"] == t) & (adata.obs["stratum"] == x)).to_numpy()
-        label = "+".join(f"{t}-{x}" for t, x in fold).replace("/", "_")
+    treatments = ["control", *sorted(set(adata.obs["treatment"]) - {"control"})]
+    t = pd.Categorical(adata.obs["treatment"], treatments).codes.astype(np.int64)
+    x = pd.Categorical(adata.obs["stratum"], strata).codes.astype(np.int64)
+    counts = pair_counts(t, x, len(treatments), len(strata))
+    for fold in pair_folds(counts, _MIN_CELLS):
+        held = np.any([(x == s) & (t == u) for s, u in fold], axis=0)
+        label = "+".join(f"{treatments[u]}-{strata[s]}" for s, u in fold).replace("/", "_")
         yield _real_case(f"{name}/pairs/{label}", adata, held, "held out")
 
 

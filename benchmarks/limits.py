@@ -14,10 +14,9 @@ import argparse
 
 import pandas as pd
 from cases import REGIMES
-from methods import log_normalised
 
 from scvci.datasets import simulate_perturbation
-from scvci.metrics import per_cell_mse, pseudobulk, r2_delta
+from scvci.metrics import log_normalise, per_cell_mse, pseudobulk, r2_delta
 
 
 def limits(regime: str, seed: int) -> pd.DataFrame:
@@ -39,7 +38,7 @@ def limits(regime: str, seed: int) -> pd.DataFrame:
                 "regime": regime,
                 "seed": seed,
                 "r2_delta": r2_delta(pseudobulk(true), pseudobulk(guess), pseudobulk(control)),
-                "mse": per_cell_mse(log_normalised(true), log_normalised(guess)),
+                "mse": per_cell_mse(log_normalise(true), log_normalise(guess)),
                 "n_measured": n_measured,
             }
         )

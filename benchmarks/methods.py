@@ -22,6 +22,7 @@ from scvci.metrics import (
     BASELINES,
     effect_variances,
     forecast_levels,
+    log_normalise,
     pair_levels,
     pair_pseudobulks,
     pseudobulk,
@@ -49,12 +50,6 @@ class Prediction:
 
     cells: dict[str, np.ndarray] = field(default_factory=dict)
     means: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-
-
-def log_normalised(counts: np.ndarray) -> np.ndarray:
-    """``log1p`` of counts per 10,000."""
-    total = counts.sum(axis=1, keepdims=True)
-    return np.log1p(1e4 * counts / np.where(total > 0, total, 1))
 
 
 def _arms(case: Case) -> list[str]:
@@ -129,13 +124,13 @@ def ridge(case: Case, seed: int, n_components: int = 4, penalty: float = 1.0) ->
     obs = case.train.obs
     strata, arms = sorted(obs["stratum"].unique()), _arms(case)
     keep = obs["treatment"].isin(arms).to_numpy()
-    y = log_normalised(case.train.X[keep].toarray())
+    y = log_normalise(case.train.X[keep].toarray())
     obs = obs[keep]
     group = obs["treatment"].astype(str) + "|" + obs["stratum"].astype(str)
     group_mean = pd.DataFrame(y).groupby(group.to_numpy()).mean()
     pca = PCA(n_components, random_state=seed).fit(y - group_mean.loc[group].to_numpy())
     query = case.query.obs
-    query_y = log_normalised(case.query.X.toarray())
+    query_y = log_normalise(case.query.X.toarray())
     query_group = query["treatment"].astype(str) + "|" + query["stratum"].astype(str)
 
     def design(scores: np.ndarray, stratum: pd.Series, treatment: np.ndarray) -> np.ndarray:
@@ -169,10 +164,10 @@ def vci(case: Case, seed: int, calibrated: bool = True, **settings: object) -> P
     cells = case.train.copy()
     log_scale = settings.get("likelihood") == "normal" or settings.get("preset") == "paper"
     if log_scale:
-        cells.X = log_normalised(cells.X.toarray()).astype(np.float32)
+        cells.X = log_normalise(cells.X.toarray()).astype(np.float32)
     query = case.query.copy()
     if log_scale:
-        query.X = log_normalised(query.X.toarray()).astype(np.float32)
+        query.X = log_normalise(query.X.toarray()).astype(np.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -185,7 +180,7 @@ def vci(case: Case, seed: int, calibrated: bool = True, **settings: object) -> P
     if log_scale:
         values = {t: np.expm1(np.maximum(v, 0)) for t, v in values.items()}
     return Prediction(
-        {t: log_normalised(v) for t, v in values.items()}, _means_of_cells(case, values)
+        {t: log_normalise(v) for t, v in values.items()}, _means_of_cells(case, values)
     )
 
 
@@ -196,7 +191,7 @@ def peer(case: Case, seed: int, name: str) -> Prediction:
         # A model of logs goes below zero.
         values = {t: np.expm1(np.maximum(v, 0)) for t, v in values.items()}
     return Prediction(
-        {t: log_normalised(v) for t, v in values.items()}, _means_of_cells(case, values)
+        {t: log_normalise(v) for t, v in values.items()}, _means_of_cells(case, values)
     )
 
 

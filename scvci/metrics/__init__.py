@@ -32,7 +32,7 @@ from ._population import (
     systema_reference,
 )
 from ._scoring import METRICS
-from ._tables import baseline_tables, pair_pseudobulks
+from ._tables import baseline_tables, log_normalise, pair_pseudobulks
 from ._verdict import summarize, verdict
 
 __all__ = [
@@ -56,6 +56,7 @@ __all__ = [
     "forecast_levels",
     "ite_corr",
     "l2_top_expressed",
+    "log_normalise",
     "logfc_spearman",
     "low_rank_linear",
     "mmd",

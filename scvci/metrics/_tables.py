@@ -54,7 +54,15 @@ def baseline_tables(means: np.ndarray, control: int = 0) -> dict[str, np.ndarray
 
 
 def log_normalise(counts: np.ndarray, target_sum: float = 1e4) -> np.ndarray:
-    """Cells as ``log1p(target_sum * proportion)``; a cell without counts is all zeros."""
+    """Cells as ``log1p(target_sum * proportion)``; a cell without counts is all zeros.
+
+    Parameters
+    ----------
+    counts
+        Counts or expected counts, shape ``(n_cells, n_genes)``.
+    target_sum
+        Counts per cell after normalisation.
+    """
     counts = np.asarray(counts, dtype=float)
     total = counts.sum(axis=1, keepdims=True)
     return np.log1p(target_sum * counts / np.where(total > 0, total, 1))

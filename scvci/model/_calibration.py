@@ -41,12 +41,12 @@ def fit_calibration(
     of the treatment in the other strata.
 
     Then the mean under a treatment is averaged with the forecast of a mixed model of all measured
-    means (:func:`scvci.metrics.forecast_levels`), which knows the noise of each and how far
-    effects carry over between strata; for a pair without cells, with its control's mean plus the
-    forecast effect. The errors of the two have little in common, and with nothing measured to
-    weigh them by, their plain average is hard to beat (Bates and Granger, 1969). But the model is
-    fitted to measured means with their noise, which the forecast takes off: where measured effects
-    are a share ρ noise, the forecast's share is :math:`(1 + \rho) / 2`.
+    means (:func:`scvci.metrics.forecast_levels`), which knows the noise of each, that of the
+    control included, and how far effects carry over between strata. The errors of the two have
+    little in common, and with nothing measured to weigh them by, their plain average is hard to
+    beat (Bates and Granger, 1969). But the model is fitted to measured means with their noise,
+    which the forecast takes off: where measured effects are a share ρ noise, the forecast's share
+    is :math:`(1 + \rho) / 2`.
 
     Parameters
     ----------
@@ -84,14 +84,11 @@ def fit_calibration(
         if t == control or not (levels.observed[x, control] and comparable[:, t].any()):
             shift[x, t] = np.where(observed[x, t], shift[x, t], base[x])
             continue
-        expected = forecast[x, t]
         if not observed[x, t]:
             shift[x, t] = base[x] + borrowed[t]
-            level = _stabilised(module, _mean_prediction(module, strata[x], control, base[x]))
-            expected = level + forecast[x, t] - forecast[x, control]
         own = _mean_prediction(module, strata[x], t, shift[x, t])
         share = _forecast_share(levels, variances, t, control)
-        pooled = (1 - share) * _stabilised(module, own) + share * expected
+        pooled = (1 - share) * _stabilised(module, own) + share * forecast[x, t]
         target = _destabilised(module, pooled, own.sum())
         shift[x, t] += _solve(module, strata[x], t, shift[x, t], target)
     return shift

@@ -39,7 +39,7 @@ def small(monkeypatch):
         calls.append(seed)
         stratum = case.query.obs["stratum"]
         return Prediction(
-            {t: accuracy.log_normalised(v) for t, v in case.truth.items()},
+            {t: accuracy.log_normalise(v) for t, v in case.truth.items()},
             {
                 (t, x): accuracy.pseudobulk(v[(stratum == x).to_numpy()])
                 for t, v in case.truth.items()
