@@ -40,13 +40,14 @@ def fit_calibration(
     A pair without real cells gets the control's shift of its stratum plus the mean further shift
     of the treatment in the other strata.
 
-    Then the mean under a treatment is averaged with the forecast of a mixed model of all measured
-    means (:func:`scvci.metrics.forecast_levels`), which knows the noise of each, that of the
-    control included, and how far effects carry over between strata. The errors of the two have
-    little in common, and with nothing measured to weigh them by, their plain average is hard to
-    beat (Bates and Granger, 1969). But the model is fitted to measured means with their noise,
-    which the forecast takes off: where measured effects are a share ρ noise, the forecast's share
-    is :math:`(1 + \rho) / 2`.
+    Then each mean, the control's too, is averaged with the forecast of a mixed model of all
+    measured means (:func:`scvci.metrics.forecast_levels`), which knows the noise of each and how
+    far effects carry over between strata. Where many arms show a level that the control does not,
+    the difference is taken for the control's noise. The errors of the two have little in common,
+    and with nothing measured to weigh them by, their plain average is hard to beat (Bates and
+    Granger, 1969). But the model is fitted to measured means with their noise, which the forecast
+    takes off: where measured effects are a share ρ noise, the forecast's share is
+    :math:`(1 + \rho) / 2`.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def fit_calibration(
         (shift - base[:, None])[rows, t].mean(axis=0) for t, rows in enumerate(comparable.T)
     ]
     for x, t in np.ndindex(*observed.shape):
-        if t == control or not (levels.observed[x, control] and comparable[:, t].any()):
+        if not (levels.observed[x, control] and comparable[:, t].any()):
             shift[x, t] = np.where(observed[x, t], shift[x, t], base[x])
             continue
         if not observed[x, t]:
