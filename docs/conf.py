@@ -30,6 +30,7 @@ autosummary_generate = False
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 2
 # The notebooks are executed by the tests and kept without outputs.
 nb_execution_mode = "off"
 

@@ -1,6 +1,16 @@
 """Variational causal inference for single-cell perturbation data."""
 
-from . import data, datasets, metrics, model, module, pl, train
+from . import data, datasets, effects, metrics, model, module, pl, train
 from ._version import __version__
 
-__all__ = ["__version__", "data", "datasets", "metrics", "model", "module", "pl", "train"]
+__all__ = [
+    "__version__",
+    "data",
+    "datasets",
+    "effects",
+    "metrics",
+    "model",
+    "module",
+    "pl",
+    "train",
+]

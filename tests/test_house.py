@@ -13,16 +13,17 @@ import pytest
 import scvci
 
 PACKAGE = Path(scvci.__file__).parent
-PUBLIC = ["data", "datasets", "metrics", "model", "module", "pl", "train"]
+PUBLIC = ["data", "datasets", "effects", "metrics", "model", "module", "pl", "train"]
 #: Which folders a folder may import from; everything may use metrics.
 ALLOWED = {
     "data": set(),
     "datasets": set(),
+    "effects": set(),
     # `evaluate` reads AnnData by the same names and errors; the metrics themselves take arrays.
     "metrics": {"data"},
     "module": {"data"},
     "train": {"module"},
-    "model": {"train", "module", "data"},
+    "model": {"train", "module", "data", "effects"},
     "pl": {"model"},
     "cli": {"model", "data", "datasets", "pl"},
 }

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scvi.utils import track
 
 from scvci.data import (
     choose_folds,
-    get_matrix,
     pair_counts,
     pair_folds,
     split_cells,
@@ -20,20 +18,21 @@ from scvci.data import (
 )
 from scvci.metrics import evaluate, verdict
 
-from ._registry import RegistryMixin
+from ._crossfit import RefitMixin
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from anndata import AnnData
 
 #: Number of folds of a split by cells: each holds out a fifth of every pair.
 _N_CELL_FOLDS = 5
 
 
-class EvaluationMixin(RegistryMixin):
+class EvaluationMixin(RefitMixin):
     """Cross-validation on the model's own cells, beside the trivial baselines."""
 
     _codes: Callable[[], tuple[np.ndarray, np.ndarray]]
-    init_params_: dict[str, Any]
 
     def evaluate(
         self,
@@ -148,11 +147,7 @@ class EvaluationMixin(RegistryMixin):
                 "evaluation compares sums of counts. Score predictions with the functions of "
                 "scvci.metrics, or use a likelihood of counts."
             )
-        if "datasplitter_kwargs" in train_kwargs:
-            raise ValueError(
-                "datasplitter_kwargs names rows of this model's cells, but each fold trains on "
-                "others. Use train_size and validation_size."
-            )
+        self._check_refit(train_kwargs)
 
     def _choose_split(self, pairs: Sequence[tuple[str, str]] | None, min_cells: int) -> str:
         treatment, stratum = self._codes()
@@ -263,19 +258,6 @@ class EvaluationMixin(RegistryMixin):
 
     # -- one fold -------------------------------------------------------------------------------
 
-    def _plain_copy(self) -> AnnData:
-        """Copy registered counts, into ``X``, and registered columns; nothing of this model."""
-        setup = self.registry["setup_args"]
-        columns = [
-            setup["treatment_key"],
-            *(setup["categorical_covariate_keys"] or []),
-            *(setup["continuous_covariate_keys"] or []),
-            *([setup["size_factor_key"]] if setup["size_factor_key"] else []),
-        ]
-        matrix = get_matrix(self.adata, setup["layer"])[:]
-        names = pd.DataFrame(index=self.adata.var_names)
-        return AnnData(matrix, obs=self.adata.obs[columns].copy(), var=names)
-
     def _predict_fold(
         self,
         train: AnnData,
@@ -285,21 +267,9 @@ class EvaluationMixin(RegistryMixin):
         train_kwargs: dict[str, Any],
     ) -> dict[str, str]:
         """Train a fresh model and write its predictions for the controls."""
-        model_class: Any = type(self)
-        options = {"enable_progress_bar": False, "enable_model_summary": False, **train_kwargs}
-        with warnings.catch_warnings():
-            # Held-out pairs have no cells; that is the point.
-            warnings.filterwarnings("ignore", message=r".*\(treatment, stratum\) pairs have no")
-            model_class.setup_anndata(train, **{**self.registry["setup_args"], "layer": None})
-        params = {**self.init_params_["non_kwargs"], "seed": self.seed_}
-        model = model_class(train, **params)
-        try:
-            model.train(**options)
-            names = [self.control, *targets]
+        names = [self.control, *targets]
+        with self._refitted(train, train_kwargs) as model:
             layers = model.predict_counterfactual(names, adata=controls, n_samples=n_samples)
-        finally:
-            # scvi-tools keeps the cells of every registered AnnData alive otherwise.
-            model.deregister_manager(train)
         return dict(zip(names, layers, strict=True))
 
     def _score_fold(

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scipy import sparse
 from scvi import settings
 from scvi.module._constants import MODULE_KEYS
 
@@ -17,26 +15,16 @@ from scvci._version import __version__
 from scvci.data import CellReader, resolve_indices, unknown_name_message
 from scvci.data import _constants as keys
 
+from ._layers import LayerCollector, Scale
 from ._registry import RegistryMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """On which scale a counterfactual is written."""
-
-    library_size: float | None
-    log1p: bool
-    n_samples: int | None
-
-    def describe(self) -> str:
-        size = "own library size" if self.library_size is None else f"{self.library_size:g}"
-        what = "sampled counts" if self.n_samples else "expected counts"
-        return f"{'log1p of ' if self.log1p else ''}{what} at library size {size}".replace(
-            "library size own library size", "own library size"
-        )
+#: Draws that quantiles are computed from by default; the level of a quantile q then has a standard
+#: error of sqrt(q (1 - q) / 100), 0.02 for q = 0.05.
+_N_QUANTILE_DRAWS = 100
 
 
 class PredictionMixin(RegistryMixin):
@@ -51,6 +39,7 @@ class PredictionMixin(RegistryMixin):
         library_size: float | None = None,
         log1p: bool = False,
         n_samples: int | None = None,
+        quantiles: Sequence[float] | float | None = None,
         calibrated: bool = True,
         batch_size: int | None = None,
     ) -> list[str]:
@@ -75,10 +64,17 @@ class PredictionMixin(RegistryMixin):
             Library size (or size factor) to predict at; by default each cell's own. Not for
             ``likelihood="normal"``, whose layers are on the scale of the data.
         log1p
-            Whether to write the logarithm of one plus the expected counts.
+            Whether to write the logarithm of one plus the expected counts, or of one plus their
+            quantiles.
         n_samples
             Draw that many samples (latent state and expression) in place of the expectation:
-            whole numbers as sparse layers, numbered from ``_1`` if there are several.
+            whole numbers as sparse layers, numbered from ``_1`` if there are several. Draws follow
+            torch's generator: set ``scvi.settings.seed`` before the call to repeat them.
+        quantiles
+            Write these quantiles of the draws in place of the draws, such as ``(0.05, 0.95)`` to
+            layers ending in ``_q05`` and ``_q95``: for each cell and gene, the smallest draw that
+            this share of the draws does not exceed. ``n_samples`` is then 100 by default; time
+            grows with it, and so does memory, but only that of one batch.
         calibrated
             Whether to apply the marginal calibration of the (stratum, treatment).
         batch_size
@@ -87,7 +83,7 @@ class PredictionMixin(RegistryMixin):
         Returns
         -------
         Names of the layers. ``adata.uns["scvci"]`` records treatment, dose, scale, likelihood,
-        samples and version for each of them.
+        samples, quantile and version for each of them.
 
         Raises
         ------
@@ -95,6 +91,16 @@ class PredictionMixin(RegistryMixin):
             If the model is not trained.
         ValueError, KeyError
             If a treatment, level or gene is unknown; the message names it and the nearest ones.
+            If a quantile does not lie in (0, 1) or has too few draws.
+
+        Notes
+        -----
+        The individual counterfactual is identified only under assumptions. Data determine how
+        expression is distributed in a stratum under each treatment, but not which cell would have
+        been which: models that rotate the latent state of the treated cells fit equally well and
+        disagree about every cell. Expectations, draws and quantiles of one cell are the model's.
+        They can be too narrow, as nothing compares them with outcomes;
+        :meth:`predict_interval` does.
 
         References
         ----------
@@ -103,7 +109,10 @@ class PredictionMixin(RegistryMixin):
         """
         self._require_trained("predict counterfactuals")
         targets = self._targets(treatment)
-        scale = _Scale(library_size, log1p, n_samples)
+        if quantiles is not None:
+            quantiles = tuple(float(q) for q in np.atleast_1d(quantiles))
+            n_samples = _N_QUANTILE_DRAWS if n_samples is None else n_samples
+        scale = Scale(library_size, log1p, n_samples, quantiles)
         self._check_scale(scale)
         cells = self._cells_of(adata)
         reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
@@ -112,9 +121,10 @@ class PredictionMixin(RegistryMixin):
         self._warn_about_cells(reader, rows)
         for target, layers in names.items():
             outputs = self._predict(reader, rows, target, scale, calibrated, batch_size)
-            for layer, values in zip(layers, outputs, strict=True):
+            for i, (layer, values) in enumerate(zip(layers, outputs, strict=True)):
                 cells.layers[layer] = values
-                self._record(cells, layer, target, scale, calibrated)
+                entry = {"scale": scale.describe(), "calibrated": calibrated}
+                self._record(cells, layer, target, {**entry, **scale.sampling(i)})
         return [layer for layers in names.values() for layer in layers]
 
     def get_latent_representation(
@@ -192,7 +202,7 @@ class PredictionMixin(RegistryMixin):
             raise ValueError(f"Treatments are asked for more than once: {targets}.")
         return targets
 
-    def _check_scale(self, scale: _Scale) -> None:
+    def _check_scale(self, scale: Scale) -> None:
         is_count = self.module.likelihood.is_count
         if scale.n_samples is not None and scale.n_samples < 1:
             raise ValueError(f"n_samples={scale.n_samples} must be at least 1.")
@@ -203,23 +213,26 @@ class PredictionMixin(RegistryMixin):
                 "library_size and log1p are for count likelihoods; with likelihood='normal' the "
                 "counterfactual is on the scale of the data (log-normalised)."
             )
-        if scale.n_samples and scale.log1p:
-            raise ValueError("n_samples draws counts; log1p applies to expectations only.")
+        if scale.quantiles is not None:
+            _check_quantiles(scale.quantiles, scale.n_samples)
+        elif scale.n_samples and scale.log1p:
+            raise ValueError(
+                "n_samples draws counts; log1p applies to expectations and quantiles only."
+            )
 
     @staticmethod
     def _layer_names(
         targets: list[str],
         layer_added: str | None,
         treatment: str | Sequence[str] | None,
-        scale: _Scale,
+        scale: Scale,
     ) -> dict[str, list[str]]:
         single = isinstance(treatment, str)
         names = {}
         for target in targets:
             base = layer_added if single and layer_added else None
             base = base or f"{layer_added or 'counterfactual'}_{target}".replace("/", "_")
-            n = scale.n_samples or 1
-            names[target] = [base] if n == 1 else [f"{base}_{i + 1}" for i in range(n)]
+            names[target] = [base + suffix for suffix in scale.suffixes()]
         flat = [layer for layers in names.values() for layer in layers]
         if len(set(flat)) < len(flat):
             raise ValueError(
@@ -257,104 +270,85 @@ class PredictionMixin(RegistryMixin):
         reader: CellReader,
         rows: np.ndarray,
         target: str,
-        scale: _Scale,
+        scale: Scale,
         calibrated: bool,
         batch_size: int | None,
     ) -> list[Any]:
         """Layers (one, or one per sample) aligned with all rows and genes of the AnnData."""
         code = self.treatments.index(target)
-        sampled = bool(scale.n_samples) and self.module.likelihood.is_count
-        n_layers = scale.n_samples or 1
-        collector = _Collector(reader, rows, n_layers, sparse_layers=sampled)
+        sampled = bool(scale.n_samples) and not scale.quantiles
+        sparse_layers = sampled and self.module.likelihood.is_count
+        collector = LayerCollector(reader, rows, len(scale.suffixes()), sparse_layers)
         for batch, tensors in reader.batches(rows, batch_size or settings.batch_size):
             px = self._decode(self._on_device(tensors), code, scale, calibrated)
             values = px.sample() if scale.n_samples else px.mean
+            values = _quantiles(values, scale.quantiles) if scale.quantiles else values
             values = torch.log1p(values) if scale.log1p else values
             collector.add(batch, values.cpu().numpy().astype(np.float32, copy=False))
         return collector.layers()
 
     def _decode(
-        self, tensors: dict[str, torch.Tensor], code: int, scale: _Scale, calibrated: bool
+        self,
+        tensors: dict[str, torch.Tensor],
+        code: int | torch.Tensor,
+        scale: Scale,
+        calibrated: bool,
+        z: torch.Tensor | None = None,
     ) -> torch.distributions.Distribution:
-        """p(y′ | z, t′) of a batch, batch shape ``(n_draws, n_cells, n_genes)``."""
+        """p(y′ | z, t′) of a batch, batch shape ``(n_draws, n_cells, n_genes)``.
+
+        The latent states are each cell's own (draws, or its mean) where none are given.
+        """
         module = self.module
         inputs = module._get_inference_input(tensors)
-        outputs = module.inference(**inputs, n_samples=scale.n_samples or 0)
-        z = (
-            outputs[MODULE_KEYS.Z_KEY]
-            if scale.n_samples
-            else outputs[MODULE_KEYS.QZ_KEY].loc[None]
-        )
+        if z is None:
+            outputs = module.inference(**inputs, n_samples=scale.n_samples or 0)
+            mean = outputs[MODULE_KEYS.QZ_KEY].loc[None]
+            z = outputs[MODULE_KEYS.Z_KEY] if scale.n_samples else mean
         size = inputs["size"]
         if scale.library_size is not None:
             size = torch.full_like(size, scale.library_size)
-        treatment = torch.full_like(inputs["treatment"], code)
+        treatment = torch.zeros_like(inputs["treatment"]) + code
         stratum = tensors[keys.STRATUM_KEY].squeeze(-1)
         shift = module.calibration_shift(stratum, treatment) if calibrated else None
         return module.generative(z, size, treatment, inputs["covariates"], shift=shift)[
             MODULE_KEYS.PX_KEY
         ]
 
-    def _record(
-        self, cells: AnnData, layer: str, target: str, scale: _Scale, calibrated: bool
-    ) -> None:
-        is_count = self.module.likelihood.is_count
+    def _record(self, cells: AnnData, layer: str, target: str, entry: dict[str, Any]) -> None:
+        """Write what a layer holds, and which model wrote it, to ``uns``."""
         provenance = dict(cells.uns.get("scvci", {}))
         provenance[layer] = {
             "treatment": target,
             "dose": 1.0,
-            "scale": scale.describe() if is_count else "scale of the training data",
+            **entry,
             "likelihood": self.module.config.likelihood,
-            "n_samples": scale.n_samples or 0,
-            "calibrated": calibrated,
             "model": type(self).__name__,
             "version": __version__,
             "seed": self.seed_,
         }
+        if not self.module.likelihood.is_count:
+            provenance[layer]["scale"] = "scale of the training data"
         cells.uns["scvci"] = provenance
 
 
-class _Collector:
-    """Gather predictions of batches into layers of the AnnData's shape.
-
-    Expectations are dense, with NaN where nothing was asked for; sampled counts are sparse, with
-    the rows outside empty only if all rows were asked for, and dense with NaN otherwise.
-    """
-
-    def __init__(
-        self, reader: CellReader, rows: np.ndarray, n_layers: int, sparse_layers: bool
-    ) -> None:
-        self.shape = reader.adata.shape
-        self.columns = reader.columns
-        complete = len(rows) == self.shape[0] and (
-            self.columns is None or len(self.columns) == self.shape[1]
+def _check_quantiles(quantiles: tuple[float, ...], n_samples: int | None) -> None:
+    if not quantiles or not all(0 < q < 1 for q in quantiles):
+        raise ValueError(
+            f"quantiles={quantiles} must lie strictly between 0 and 1, such as (0.05, 0.95)."
         )
-        self.sparse = sparse_layers and complete
-        self._blocks: list[list[Any]] = [[] for _ in range(n_layers)]
-        self._dense: list[np.ndarray] = []
-        if not self.sparse:
-            make = np.empty if complete else lambda s, dtype: np.full(s, np.nan, dtype=dtype)
-            self._dense = [make(self.shape, dtype=np.float32) for _ in range(n_layers)]
+    if len(set(quantiles)) < len(quantiles):
+        raise ValueError(f"Quantiles are asked for more than once: {quantiles}.")
+    tail = min(min(q, 1 - q) for q in quantiles)
+    if n_samples is not None and n_samples * tail < 1 - 1e-9:
+        raise ValueError(
+            f"n_samples={n_samples} draws do not reach quantiles={quantiles}; draw at least "
+            f"{int(np.ceil(1 / tail - 1e-9))}."
+        )
 
-    def add(self, rows: np.ndarray, values: np.ndarray) -> None:
-        """Take the values of ascending rows, shape ``(n_layers, n_rows, n_model_genes)``."""
-        for i, block in enumerate(values):
-            if self.sparse:
-                ordered = block if self.columns is None else self._in_file_order(block)
-                self._blocks[i].append(sparse.csr_matrix(ordered.astype(np.int32)))
-            elif self.columns is None:
-                self._dense[i][rows] = block
-            else:
-                self._dense[i][np.ix_(rows, self.columns)] = block
 
-    def _in_file_order(self, block: np.ndarray) -> np.ndarray:
-        ordered = np.empty_like(block)
-        ordered[:, self.columns] = block
-        return ordered
-
-    def layers(self) -> list[Any]:
-        """Return the finished layers."""
-        if not self.sparse:
-            return self._dense
-        empty = sparse.csr_matrix(self.shape, dtype=np.int32)
-        return [sparse.vstack(b, format="csr") if b else empty for b in self._blocks]
+def _quantiles(draws: torch.Tensor, quantiles: Sequence[float]) -> torch.Tensor:
+    """Order statistics of draws along the first axis; they commute with monotone maps."""
+    ordered = draws.sort(dim=0).values
+    ranks = np.ceil(np.asarray(quantiles) * len(draws) - 1e-9).astype(int)
+    return ordered[torch.as_tensor(ranks - 1, device=draws.device)]

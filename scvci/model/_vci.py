@@ -25,10 +25,15 @@ from scvci.data import (
 from scvci.data import _constants as keys
 from scvci.module import DataSizes, ModuleConfig, VCIModule, build_config
 
+from ._crossfit import CrossFitMixin
 from ._diagnostics import DiagnosticsMixin
+from ._effects import EffectsMixin
 from ._evaluation import EvaluationMixin
+from ._heterogeneity import HeterogeneityMixin
+from ._intervals import IntervalsMixin
 from ._persistence import PersistenceMixin
 from ._prediction import PredictionMixin
+from ._ranking import RankingMixin
 from ._training import Seeded, TrainingMixin
 
 if TYPE_CHECKING:
@@ -40,8 +45,13 @@ if TYPE_CHECKING:
 class VCI(
     PersistenceMixin,
     PredictionMixin,
+    EffectsMixin,
+    RankingMixin,
+    HeterogeneityMixin,
     DiagnosticsMixin,
+    CrossFitMixin,
     EvaluationMixin,
+    IntervalsMixin,
     TrainingMixin,
     VAEMixin,
     BaseModelClass,

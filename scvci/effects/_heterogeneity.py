@@ -1,0 +1,379 @@
+r"""Test whether an effect differs between the cells of a stratum, and in which genes.
+
+Outcomes under treatment are seen once per cell, so no two outcomes of a cell can be compared.
+But if a prediction :math:`s_{ig}` of cell i's log-fold change of gene g is any good, the
+difference between treated and reference cells is larger where the prediction is. With
+:math:`b_{ig}` the predicted log-expression under the reference and size :math:`\ell_i`, each
+gene's counts are regressed on
+
+.. math::
+
+    \log E[y_{ig}] = \log \ell_i - T_i D_i + \alpha_g + \tau_g T_i
+        + \beta_g b_{ig} + \kappa_g s_{ig} + \gamma_g T_i (s_{ig} - \bar s_g) .
+
+:math:`\gamma_g` is zero if nothing of the prediction comes true, and one if all of it does: the
+best linear predictor of Chernozhukov, Demirer, Duflo and Fernández-Val (2018), here of log-fold
+changes. On this scale an effect that multiplies the expression of all cells by the same factor is
+not heterogeneous, whatever their baselines. Counts are parts of a total: raising some genes lowers
+the share of all others, and by more in cells where those genes are a larger part. The offset
+:math:`D_i = \log \sum_h \pi_{ih} e^{\delta_h}`, with the cell's predicted reference composition
+:math:`\pi_i` and observed mean log-fold changes :math:`\delta`, takes this off. What
+predictions of all genes have in common beyond it is taken off as far as it comes true in the
+median gene, whose log-fold change is taken to be the same in all cells, as in size factors from
+medians of ratios. s is freed of both.
+
+The estimating equations are those of Poisson regression, which need the mean only. As b and s are
+main effects as well, :math:`\gamma` is zero without heterogeneity even if they predict the mean
+badly, provided that they do so alike in both arms. Errors are robust to any variance.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from scipy import sparse, stats
+
+from ._interaction import N_COLUMNS, PROBLEMS, Cells, Fits, Pool, fit_interactions
+from ._intervals import adjust
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+#: Rows that stand for all genes together.
+_SUMMARIES = ("all", "signature")
+#: Numbers in the design of the genes that are fitted at once.
+_BLOCK = 2_000_000
+#: Passes of the fixed point between fold changes and composition.
+_N_PASSES = 4
+_TINY = 1e-12
+_COLUMNS = (
+    "gene",
+    "estimate",
+    "std_error",
+    "ci_low",
+    "ci_high",
+    "p_value",
+    "q_value",
+    "n_treated",
+    "n_reference",
+    "predicted_sd",
+    "confirmed_sd",
+    "shift",
+    "shift_p_value",
+    "leakage",
+    "note",
+)
+
+
+def heterogeneity_test(
+    outcome: np.ndarray | sparse.spmatrix,
+    treated: np.ndarray,
+    baseline: np.ndarray,
+    prediction: np.ndarray,
+    genes: Sequence[str],
+    size: np.ndarray | None = None,
+    stratum: np.ndarray | None = None,
+    cluster: np.ndarray | None = None,
+    composition: bool = True,
+    min_cells: int = 30,
+    min_counts: int = 20,
+    margin: float = 0.1,
+    level: float = 0.95,
+    leakage_level: float = 0.05,
+) -> pd.DataFrame:
+    r"""Test whether predicted differences between cells' effects come true.
+
+    Parameters
+    ----------
+    outcome
+        Counts of the cells, shape ``(n_cells, n_genes)``, dense or sparse. They must not be the
+        counts that predictions were made from.
+    treated
+        Which cells received the treatment, shape ``(n_cells,)``; the others are the reference.
+    baseline, prediction
+        Predicted expression under the reference and under the treatment, positive, at a common
+        library size, shape ``(n_cells, n_genes)``.
+    genes
+        Names of the genes.
+    size
+        Size of each cell, by default the sum of ``outcome``. Cells of size zero are left out.
+    stratum
+        Code or name of each cell's stratum, shape ``(n_cells,)``, by default one. Strata have
+        expression and mean effects of their own; differences between cells are those within
+        strata. Strata without cells of both arms are left out.
+    cluster
+        Code or name of each cell's cluster (donor, well, guide), shape ``(n_cells,)``, for errors
+        that allow any dependence within clusters.
+    composition
+        Whether ``size`` is a total of which counts are parts; ``False`` for external size factors.
+    min_cells
+        Fewest cells of either arm.
+    min_counts
+        Fewest counts of a gene in either arm.
+    margin
+        Standard deviation of log-fold changes between cells, in natural log-fold, that is too
+        small to be called heterogeneity.
+    level
+        Coverage of the intervals.
+    leakage_level
+        False discovery rate of the test of leakage.
+
+    Returns
+    -------
+    Two rows for all genes together, then one per gene. ``"all"`` pools the genes' coefficients,
+    weighted by their information. ``"signature"`` asks for a single number per cell, the strength
+    of its response: it replaces s by its projection on the mean effect. Columns are ``gene``;
+    ``estimate`` of :math:`\gamma` with ``std_error``, ``ci_low`` and ``ci_high``; ``p_value`` of
+    ``confirmed_sd <= margin`` against larger ones and its ``q_value`` (Benjamini and Hochberg
+    over the genes); ``predicted_sd``, the standard deviation of s over cells in natural log-fold
+    (for all genes the root mean square of theirs), and ``confirmed_sd``, the part of it that came
+    true, ``estimate * predicted_sd``; ``n_treated`` and ``n_reference``; ``shift``, the mean s of
+    treated minus that of reference cells, which should be zero, with ``shift_p_value``
+    (``"all"``: that any gene's is not) and ``leakage``, whether it is not; ``note``, why a row
+    has no estimate.
+
+    Raises
+    ------
+    ValueError
+        If shapes disagree, counts are negative, or predictions are not positive.
+
+    Notes
+    -----
+    Valid only if predictions say the same of a cell whichever arm it is in. ``leakage`` tests one
+    consequence, equal means of s. The rest is an assumption: a model that numbers the states of
+    treated cells in another order than those of reference cells predicts differences that come
+    true and are none. Predictions that are more accurate in one arm than in the other move
+    :math:`\gamma` off zero, to either side, by about that share of the baselines' own variation;
+    ``margin`` allows for that. With ``margin=0`` the p-value is that of no heterogeneity at all,
+    and right only for predictions from a state that was measured before treatment.
+    """
+    _validate(outcome, treated, baseline, prediction, genes, stratum, cluster)
+    total = np.asarray(outcome.sum(axis=1), dtype=float).ravel() if size is None else size
+    arm = np.asarray(treated, dtype=bool)
+    code = _codes(np.zeros(len(arm)) if stratum is None else stratum)
+    rows = np.flatnonzero((np.asarray(total) > 0) & _has_both_arms(code, arm))
+    arm = arm[rows]
+    n_treated = int(arm.sum())
+    names = [*_SUMMARIES, *genes]
+    table = pd.DataFrame(np.nan, index=range(len(names)), columns=list(_COLUMNS))
+    table["gene"] = names
+    table["n_treated"], table["n_reference"] = n_treated, len(rows) - n_treated
+    table["leakage"], table["note"] = False, ""
+    if min(n_treated, len(rows) - n_treated) < max(min_cells, 2 * N_COLUMNS):
+        table["note"] = f"fewer than min_cells={min_cells} cells in an arm"
+        return table
+    clusters = None if cluster is None else _codes(np.asarray(cluster)[rows])
+    if clusters is not None and clusters.max() == 0:
+        table["note"] = "all cells are of one cluster"
+        return table
+    outcome, total = outcome[rows], np.asarray(total, dtype=float)[rows]
+    predicted = _Predictions(baseline, prediction, rows, composition)
+    shift = np.zeros(len(rows))
+    if composition:
+        shift = _composition(outcome, arm, total, baseline[rows])
+    cells = Cells(arm, np.log(total) - arm * shift, _codes(code[rows]), clusters)
+    if composition:
+        confirmed = _confirmed_remainder(cells, outcome, predicted, min_counts)
+        cells = replace(cells, offset=cells.offset - arm * confirmed * predicted.remainder)
+    _fill(table, cells, outcome, predicted, min_counts, (margin, level))
+    return _flag(table, leakage_level)
+
+
+def _codes(labels: np.ndarray) -> np.ndarray:
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _dense(block: Any) -> np.ndarray:
+    block = block.toarray() if sparse.issparse(block) else np.asarray(block)
+    return block.astype(float)
+
+
+def _has_both_arms(stratum: np.ndarray, treated: np.ndarray) -> np.ndarray:
+    n_treated = np.bincount(stratum, treated)[stratum]
+    return (n_treated > 0) & (n_treated < np.bincount(stratum)[stratum])
+
+
+def _composition(
+    outcome: Any, treated: np.ndarray, size: np.ndarray, baseline: np.ndarray
+) -> np.ndarray:
+    """D of each cell, from observed fold changes beyond what the cells' baselines explain."""
+    share = baseline / baseline.sum(axis=1, keepdims=True, dtype=float)
+    arms = [np.asarray(outcome[arm].sum(axis=0)).ravel() for arm in (treated, ~treated)]
+    reference = size[~treated] @ share[~treated]
+    shift = np.zeros(len(size))
+    for _ in range(_N_PASSES):
+        raised = (size * np.exp(-shift))[treated] @ share[treated]
+        # Totals as observed, so that half a count is half a count whatever the unit of size.
+        expected = [e * n.sum() / e.sum() for e, n in zip((raised, reference), arms, strict=True)]
+        change = (arms[0] + 0.5) / (expected[0] + 0.5) * (expected[1] + 0.5) / (arms[1] + 0.5)
+        shift = np.log(share @ change)
+    return shift
+
+
+def _confirmed_remainder(
+    cells: Cells, outcome: Any, predicted: _Predictions, min_counts: int
+) -> float:
+    """Share of the remainder of the composition that comes true: the median gene's.
+
+    It is zero if there is no heterogeneity, whatever the predictions.
+    """
+    shares = []
+    for some in predicted.blocks():
+        counts = _dense(outcome[:, some])
+        base, _ = predicted.log_fold(some)
+        common = np.broadcast_to(-predicted.remainder[:, None], base.shape)
+        shares.append(fit_interactions(cells, counts, base, common, min_counts).estimate)
+    found = np.concatenate(shares)
+    found = found[np.isfinite(found)]
+    return float(np.clip(np.median(found), 0, 1)) if len(found) else 0.0
+
+
+class _Predictions:
+    """Predicted baselines and log-fold changes, these freed of the composition's.
+
+    Attributes
+    ----------
+    composition
+        D of each cell as predicted, shape ``(n_cells,)``.
+    remainder
+        The part of it that a homogeneous effect does not imply.
+    mean_effect
+        Log-fold change of each gene that mean predictions imply, shape ``(n_genes,)``.
+    strength
+        Projection of each cell's log-fold changes on ``mean_effect``, shape ``(n_cells,)``: one
+        where the cell responds as the mean does.
+    """
+
+    def __init__(
+        self,
+        baseline: np.ndarray,
+        prediction: np.ndarray,
+        rows: np.ndarray,
+        composition: bool,
+    ) -> None:
+        self.rows = rows
+        self._baseline, self._prediction = baseline, prediction
+        own, mean = baseline[rows], prediction[rows].mean(axis=0, dtype=float)
+        self.mean_effect = np.log(mean / own.mean(axis=0, dtype=float))
+        self.composition = np.zeros(len(rows))
+        for _ in range(_N_PASSES if composition else 0):
+            raised = own @ np.exp(self.mean_effect) / own.sum(axis=1, dtype=float)
+            self.composition = np.log(raised / raised.mean())
+            without = np.exp(-self.composition) @ own / len(rows)
+            self.mean_effect = np.log(mean / without)
+        self.remainder = np.zeros(len(rows))
+        if composition:
+            ratio = np.log(prediction[rows] / own)
+            ratio -= ratio.mean(axis=0)
+            self.remainder = -np.median(ratio, axis=1).astype(float) - self.composition
+            self.remainder -= self.remainder.mean()
+        self.composition += self.remainder
+        self.strength = np.zeros(len(rows))
+        for some in self.blocks():
+            self.strength += self.log_fold(some)[1] @ self.mean_effect[some]
+        self.strength /= max((self.mean_effect**2).sum(), _TINY)
+
+    def blocks(self) -> list[slice]:
+        """Genes that are in memory at once."""
+        step = max(1, _BLOCK // (N_COLUMNS * len(self.rows)))
+        return [slice(i, i + step) for i in range(0, len(self.mean_effect), step)]
+
+    def log_fold(self, some: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Log-baselines and log-fold changes of some genes, shape ``(n_cells, n_some)``."""
+        base = np.log(self._baseline[self.rows, some].astype(float))
+        ratio = np.log(self._prediction[self.rows, some].astype(float)) - base
+        return base, ratio + self.composition[:, None]
+
+
+def _fill(
+    table: pd.DataFrame,
+    cells: Cells,
+    outcome: Any,
+    predicted: _Predictions,
+    min_counts: int,
+    bounds: tuple[float, float],
+) -> None:
+    """Write estimates and shifts of all rows but the flags that need all genes."""
+    pools = [Pool(len(predicted.rows)) for _ in _SUMMARIES]
+    for some in predicted.blocks():
+        counts = _dense(outcome[:, some])
+        base, score = predicted.log_fold(some)
+        signature = np.outer(predicted.strength, predicted.mean_effect[some])
+        fits = fit_interactions(cells, counts, base, score, min_counts)
+        pools[0].add(fits)
+        pools[1].add(fit_interactions(cells, counts, base, signature, min_counts))
+        at = table.index[len(_SUMMARIES) :][some]
+        _write(table, at, cells, fits, bounds)
+        shift, p_value = cells.shift(score)
+        table.loc[at, "shift"], table.loc[at, "shift_p_value"] = shift, p_value
+    for i, pool in enumerate(pools):
+        _write(table, table.index[[i]], cells, pool.fits(), bounds)
+    shift, p_value = cells.shift(predicted.strength[:, None])
+    table.loc[1, ["shift", "shift_p_value"]] = shift[0], p_value[0]
+
+
+def _write(
+    table: pd.DataFrame, rows: pd.Index, cells: Cells, fits: Fits, bounds: tuple[float, float]
+) -> None:
+    margin, level = bounds
+    error, low, high, _ = cells.interval(fits.estimate, fits.influence, level)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        distance = (fits.estimate - margin / fits.spread) / error
+    p_value = stats.t.sf(distance, cells.degrees_of_freedom)
+    values = {
+        "estimate": fits.estimate,
+        "std_error": error,
+        "ci_low": low,
+        "ci_high": high,
+        "p_value": p_value,
+        "predicted_sd": fits.spread,
+    }
+    for name, column in values.items():
+        table.loc[rows, name] = column
+    table.loc[rows, "note"] = np.array(PROBLEMS, dtype=object)[fits.problem]
+
+
+def _flag(table: pd.DataFrame, leakage_level: float) -> pd.DataFrame:
+    """Adjust p-values over genes, and say where predictions know the treatment."""
+    genes = slice(len(_SUMMARIES), None)
+    table["confirmed_sd"] = table["estimate"] * table["predicted_sd"]
+    q_value = table["p_value"].to_numpy(dtype=float, copy=True)
+    q_value[genes] = adjust(q_value[genes])
+    table["q_value"] = q_value
+    shift_q = table["shift_p_value"].to_numpy(dtype=float, copy=True)
+    shift_q[genes] = adjust(shift_q[genes])
+    # Some gene's prediction is shifted: the smallest q-value is Simes' p-value of the joint test.
+    shift_q[0] = np.nanmin(shift_q[genes], initial=1.0)
+    table.loc[0, "shift_p_value"] = shift_q[0]
+    table["leakage"] = shift_q <= leakage_level
+    return table
+
+
+def _validate(
+    outcome: Any,
+    treated: np.ndarray,
+    baseline: np.ndarray,
+    prediction: np.ndarray,
+    genes: Sequence[str],
+    stratum: np.ndarray | None,
+    cluster: np.ndarray | None,
+) -> None:
+    shape = (len(treated), len(genes))
+    for name, values in (("outcome", outcome), ("baseline", baseline), ("prediction", prediction)):
+        if values.shape != shape:
+            raise ValueError(
+                f"{name} of shape {values.shape} must be (n_cells, n_genes) = {shape}."
+            )
+    stored = outcome.data if sparse.issparse(outcome) else outcome
+    if np.size(stored) and not np.min(stored) >= 0:
+        raise ValueError("outcome holds negative or missing values; give counts.")
+    for name, values in (("baseline", baseline), ("prediction", prediction)):
+        if not (np.isfinite(values).all() and (values > 0).all()):
+            raise ValueError(f"{name} must be positive and finite: log-fold changes are tested.")
+    for name, codes in (("stratum", stratum), ("cluster", cluster)):
+        if codes is not None and len(codes) != shape[0]:
+            raise ValueError(f"{len(codes)} values of {name} for {shape[0]} cells.")

@@ -1,0 +1,111 @@
+"""What a predicted layer holds, and how it is put together from batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+if TYPE_CHECKING:
+    from scvci.data import CellReader
+
+
+@dataclass(frozen=True)
+class Scale:
+    """On which scale a counterfactual is written.
+
+    Attributes
+    ----------
+    library_size
+        Library size to predict at, or ``None`` for each cell's own.
+    log1p
+        Whether to write logarithms of one plus the counts.
+    n_samples
+        Number of draws, or ``None`` for expectations.
+    quantiles
+        Quantiles of the draws, or ``None`` for the draws themselves.
+    """
+
+    library_size: float | None
+    log1p: bool
+    n_samples: int | None
+    quantiles: tuple[float, ...] | None = None
+
+    def describe(self) -> str:
+        """Say in words what the numbers are."""
+        size = f"library size {self.library_size:g}" if self.library_size else "own library size"
+        what = "sampled counts" if self.n_samples else "expected counts"
+        what = f"quantile of {what}" if self.quantiles else what
+        return f"{'log1p of ' if self.log1p else ''}{what} at {size}"
+
+    def suffixes(self) -> list[str]:
+        """Name the endings of a treatment's layers."""
+        if self.quantiles:
+            # 0.05 becomes _q05, 0.975 becomes _q975.
+            return [f"_q{np.format_float_positional(q)[2:].ljust(2, '0')}" for q in self.quantiles]
+        n = self.n_samples or 1
+        return [""] if n == 1 else [f"_{i + 1}" for i in range(n)]
+
+    def sampling(self, i: int) -> dict[str, Any]:
+        """Say for provenance what draws are behind a treatment's layer number ``i``."""
+        quantile = {"quantile": self.quantiles[i]} if self.quantiles else {}
+        return {"n_samples": self.n_samples or 0, **quantile}
+
+
+class LayerCollector:
+    """Gather predictions of batches into layers of the AnnData's shape.
+
+    Expectations are dense, with NaN where nothing was asked for; sampled counts are sparse, with
+    the rows outside empty only if all rows were asked for, and dense with NaN otherwise.
+
+    Parameters
+    ----------
+    reader
+        The cells.
+    rows
+        Rows that are asked for.
+    n_layers
+        Number of layers.
+    sparse_layers
+        Whether layers are sparse where nothing is missing.
+    """
+
+    def __init__(
+        self, reader: CellReader, rows: np.ndarray, n_layers: int, sparse_layers: bool = False
+    ) -> None:
+        self.shape = reader.adata.shape
+        self.columns = reader.columns
+        complete = len(rows) == self.shape[0] and (
+            self.columns is None or len(self.columns) == self.shape[1]
+        )
+        self.sparse = sparse_layers and complete
+        self._blocks: list[list[Any]] = [[] for _ in range(n_layers)]
+        self._dense: list[np.ndarray] = []
+        if not self.sparse:
+            make = np.empty if complete else lambda s, dtype: np.full(s, np.nan, dtype=dtype)
+            self._dense = [make(self.shape, dtype=np.float32) for _ in range(n_layers)]
+
+    def add(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Take the values of ascending rows, shape ``(n_layers, n_rows, n_model_genes)``."""
+        for i, block in enumerate(values):
+            if self.sparse:
+                ordered = block if self.columns is None else self._in_file_order(block)
+                self._blocks[i].append(sparse.csr_matrix(ordered.astype(np.int32)))
+            elif self.columns is None:
+                self._dense[i][rows] = block
+            else:
+                self._dense[i][np.ix_(rows, self.columns)] = block
+
+    def _in_file_order(self, block: np.ndarray) -> np.ndarray:
+        ordered = np.empty_like(block)
+        ordered[:, self.columns] = block
+        return ordered
+
+    def layers(self) -> list[Any]:
+        """Return the finished layers."""
+        if not self.sparse:
+            return self._dense
+        empty = sparse.csr_matrix(self.shape, dtype=np.int32)
+        return [sparse.vstack(b, format="csr") if b else empty for b in self._blocks]

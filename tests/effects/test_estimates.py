@@ -1,0 +1,259 @@
+"""Closed forms that the estimates and their intervals must agree with."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+from scvci.effects import estimate_effects
+
+COLUMNS = ["estimate", "std_error", "ci_low", "ci_high", "p_value"]
+
+
+def names(n_genes, treatments="cab", strata="s"):
+    return {
+        "reference": treatments[0],
+        "treatments": list(treatments),
+        "strata": list(strata),
+        "genes": [f"g{i}" for i in range(n_genes)],
+    }
+
+
+@pytest.fixture
+def cells():
+    """Outcomes (dense, positive), treatments and strata of 600 cells and 12 genes."""
+    rng = np.random.default_rng(0)
+    treatment = rng.integers(3, size=600)
+    stratum = rng.integers(3, size=600)
+    mean = 1 + 0.3 * stratum[:, None] + 0.4 * (treatment == 1)[:, None] * rng.random(12)
+    outcomes = mean * rng.gamma(2 + 2 * (treatment == 1)[:, None], 0.4, size=(600, 12))
+    return outcomes, treatment, stratum
+
+
+def test_observed_is_welchs_t_test(cells):
+    outcomes, treatment, _ = cells
+    one = np.zeros(600, dtype=int)
+    table = estimate_effects(outcomes, treatment, one, scale="counts", level=0.9, **names(12))
+    for code, name in ((1, "a"), (2, "b")):
+        rows = table[table["treatment"] == name]
+        a, b = outcomes[treatment == code], outcomes[treatment == 0]
+        expected = stats.ttest_ind(a, b, equal_var=False)
+        interval = expected.confidence_interval(0.9)
+        np.testing.assert_allclose(rows["estimate"], a.mean(axis=0) - b.mean(axis=0))
+        np.testing.assert_allclose(rows["p_value"], expected.pvalue)
+        np.testing.assert_allclose(rows["ci_low"], interval.low)
+        np.testing.assert_allclose(rows["ci_high"], interval.high)
+        np.testing.assert_allclose(rows["mean_factual"], a.mean(axis=0))
+        np.testing.assert_allclose(rows["mean_counterfactual"], b.mean(axis=0))
+        assert set(rows["n_treated"]) == {len(a)}
+        assert set(rows["n_reference"]) == {len(b)}
+        np.testing.assert_allclose(rows["propensity"], len(a) / 600)
+
+
+def test_log1p_is_taken_inside(cells):
+    outcomes, treatment, stratum = cells
+    table = estimate_effects(outcomes, treatment, stratum, **names(12, strata="xyz"))
+    logged = estimate_effects(
+        np.log1p(outcomes), treatment, stratum, scale="counts", **names(12, strata="xyz")
+    )
+    pd.testing.assert_frame_equal(table, logged)
+
+
+def test_q_values_are_benjamini_and_hochbergs_over_the_genes_of_a_contrast(cells):
+    outcomes, treatment, stratum = cells
+    table = estimate_effects(
+        outcomes,
+        treatment,
+        stratum,
+        groups=stratum,
+        group_names=list("xyz"),
+        **names(12, strata="xyz"),
+    )
+    for _, rows in table.groupby(["treatment", "stratum"]):
+        expected = stats.false_discovery_control(rows["p_value"], method="bh")
+        np.testing.assert_allclose(rows["q_value"], expected)
+
+
+@pytest.mark.parametrize("estimand", ["ate", "att"])
+def test_strata_are_averaged_by_their_cells(cells, estimand):
+    outcomes, treatment, stratum = cells
+    table = estimate_effects(
+        outcomes,
+        treatment,
+        stratum,
+        targets=["a"],
+        scale="counts",
+        estimand=estimand,
+        **names(12, strata="xyz"),
+    )
+    effect, variance, weight = [], [], []
+    for x in range(3):
+        a = outcomes[(stratum == x) & (treatment == 1)]
+        b = outcomes[(stratum == x) & (treatment == 0)]
+        effect.append(a.mean(axis=0) - b.mean(axis=0))
+        variance.append(a.var(axis=0, ddof=1) / len(a) + b.var(axis=0, ddof=1) / len(b))
+        weight.append(len(a) if estimand == "att" else (stratum == x).sum())
+    weight = np.array(weight) / np.sum(weight)
+    np.testing.assert_allclose(table["estimate"], weight @ effect)
+    np.testing.assert_allclose(table["std_error"] ** 2, weight**2 @ variance)
+    assert set(table["stratum"]) == {"all"}
+
+
+def test_fold_changes_have_errors_of_the_delta_method():
+    rng = np.random.default_rng(1)
+    n_genes = 2000
+    treatment = np.repeat([0, 1], [150, 100])
+    mean = np.where(treatment == 1, 6.0, 3.0)[:, None]
+    outcomes = rng.gamma(2.0, mean / 2, size=(250, n_genes))
+    stratum = np.zeros(250, dtype=int)
+    table = estimate_effects(outcomes, treatment, stratum, scale="lfc", **names(n_genes, "ca"))
+    means = outcomes[treatment == 1].mean(axis=0), outcomes[treatment == 0].mean(axis=0)
+    np.testing.assert_allclose(table["estimate"], np.log2(means[0] / means[1]))
+    assert table["std_error"].mean() == pytest.approx(table["estimate"].std(), rel=0.06)
+    assert ((table["ci_low"] < 1) & (table["ci_high"] > 1)).mean() == pytest.approx(0.95, abs=0.02)
+
+
+def test_clusters_with_both_arms_give_the_paired_t_test(cells):
+    outcomes = cells[0]
+    treatment, cluster = np.repeat([0, 1], 300), np.tile(np.arange(6), 100)
+    table = estimate_effects(
+        outcomes,
+        treatment,
+        np.zeros(600, dtype=int),
+        clusters=cluster,
+        scale="counts",
+        **names(12, "ca"),
+    )
+    means = [
+        [outcomes[(treatment == t) & (cluster == c)].mean(axis=0) for c in range(6)]
+        for t in (1, 0)
+    ]
+    expected = stats.ttest_rel(*means)
+    np.testing.assert_allclose(table["p_value"], expected.pvalue)
+    np.testing.assert_allclose(table["ci_low"], expected.confidence_interval().low)
+
+
+def test_clusters_nested_in_arms_give_welchs_t_test_of_their_means(cells):
+    outcomes = cells[0]
+    cluster = np.random.default_rng(2).integers(9, size=600)
+    treatment = (cluster >= 4).astype(int)
+    table = estimate_effects(
+        outcomes,
+        treatment,
+        np.zeros(600, dtype=int),
+        clusters=cluster,
+        scale="counts",
+        **names(12, "ca"),
+    )
+    means = [outcomes[cluster == c].mean(axis=0) for c in range(9)]
+    expected = stats.ttest_ind(means[4:], means[:4], equal_var=False)
+    np.testing.assert_allclose(table["p_value"], expected.pvalue)
+    np.testing.assert_allclose(table["ci_high"], expected.confidence_interval().high)
+
+
+def test_many_clusters_sum_influences(cells):
+    outcomes, treatment, _ = cells
+    treatment = treatment % 2
+    cluster = np.random.default_rng(3).integers(20, size=600)
+    table = estimate_effects(
+        outcomes,
+        treatment,
+        np.zeros(600, dtype=int),
+        clusters=cluster,
+        scale="counts",
+        **names(12, "ca"),
+    )
+    influence = np.zeros_like(outcomes)
+    for t, sign in ((1, 1), (0, -1)):
+        arm = treatment == t
+        influence[arm] = sign * (outcomes[arm] - outcomes[arm].mean(axis=0)) / arm.sum()
+    sums = np.array([influence[cluster == c].sum(axis=0) for c in range(20)])
+    np.testing.assert_allclose(table["std_error"] ** 2, 20 / 19 * (sums**2).sum(axis=0))
+    expected = stats.t.sf(np.abs(table["estimate"] / table["std_error"]), 19) * 2
+    np.testing.assert_allclose(table["p_value"], expected)
+
+
+def test_units_without_common_clusters_each_cost_a_degree_of_freedom(cells):
+    outcomes = cells[0]
+    cluster, treatment = np.tile(np.arange(8), 75), np.repeat([0, 1], 300)
+    stratum = (cluster >= 4).astype(int)
+    table = estimate_effects(
+        outcomes,
+        treatment,
+        stratum,
+        clusters=cluster,
+        scale="counts",
+        **names(12, "ca", "xy"),
+    )
+    means = np.array(
+        [
+            [outcomes[(treatment == t) & (cluster == c)].mean(axis=0) for c in range(8)]
+            for t in (1, 0)
+        ]
+    )
+    difference = means[0] - means[1]
+    variances = [difference[part].var(axis=0, ddof=1) / 4 for part in (slice(4), slice(4, 8))]
+    total = 0.25 * (variances[0] + variances[1])
+    df = total**2 / ((0.25 * np.array(variances)) ** 2 / 3).sum(axis=0)
+    np.testing.assert_allclose(table["std_error"] ** 2, total)
+    half = stats.t.ppf(0.975, df) * np.sqrt(total)
+    np.testing.assert_allclose(table["ci_high"] - table["estimate"], half)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+@pytest.mark.parametrize("estimator", ["observed", "robust"])
+@pytest.mark.parametrize("scale", ["log1p", "lfc"])
+def test_order_chunks_and_storage_do_not_matter(cells, clustered, estimator, scale):
+    outcomes, treatment, stratum = cells
+    rng = np.random.default_rng(4)
+    outcomes = outcomes * (rng.random(outcomes.shape) < 0.6)
+    cluster = rng.integers(7, size=600) if clustered else None
+    predicted = rng.random((3, *outcomes.shape))
+
+    def run(rows, columns, as_sparse=False, chunk_size=None):
+        matrix = outcomes[np.ix_(rows, columns)]
+        table = estimate_effects(
+            sparse.csr_matrix(matrix) if as_sparse else matrix,
+            treatment[rows],
+            stratum[rows],
+            groups=stratum[rows] // 2,
+            group_names=["one", "two"],
+            estimator=estimator,
+            scale=scale,
+            clusters=None if cluster is None else cluster[rows],
+            predictions=lambda t, genes: predicted[t][np.ix_(rows, columns)][:, genes],
+            chunk_size=chunk_size,
+            **{**names(12, strata="xyz"), "genes": [f"g{i}" for i in columns]},
+        )
+        return table.sort_values(["treatment", "stratum", "gene"], ignore_index=True)
+
+    cells_in_order, genes_in_order = np.arange(600), np.arange(12)
+    expected = run(cells_in_order, genes_in_order)
+    assert expected["p_value"].notna().all()
+    for other in (
+        run(rng.permutation(600), genes_in_order),
+        run(cells_in_order, rng.permutation(12)),
+        run(cells_in_order, genes_in_order, as_sparse=True, chunk_size=5),
+    ):
+        pd.testing.assert_frame_equal(expected, other, rtol=1e-9)
+
+
+def test_a_silent_arm_borrows_variance_and_intervals_need_expressing_cells():
+    treatment = np.repeat([0, 1], [300, 30])
+    outcomes = np.zeros((330, 3))
+    outcomes[:60, 0] = 2.0  # the treated show none of a gene that a fifth expresses
+    outcomes[:9, 1] = 2.0  # too few cells of any arm
+    outcomes[300:324, 2] = 2.0  # switched on: none of 300 against 24 of 30
+    table = estimate_effects(
+        outcomes, treatment, np.zeros(330, dtype=int), scale="counts", **names(3, "ca")
+    )
+    reference_only = outcomes[:300, 0].std(ddof=1) / np.sqrt(300)
+    pooled = outcomes[:300, 0].var() * 300 / 328
+    assert table["std_error"][0] > 3 * reference_only
+    assert table["std_error"][0] ** 2 == pytest.approx(reference_only**2 + pooled / 30)
+    assert np.isnan(table["p_value"][1])
+    assert "expressing" in table["note"][1]
+    assert table["estimate"][1] == pytest.approx(-0.06)
+    assert table["p_value"][2] < 1e-6

@@ -1,0 +1,259 @@
+"""Effects of the model: cells to table, and what is refused, warned of and extrapolated."""
+
+from __future__ import annotations
+
+import warnings
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+import scvci
+from scvci.effects._table import COLUMNS
+from scvci.model import VCI
+
+
+def _set_up(adata, **kwargs):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        VCI.setup_anndata(adata, **{"categorical_covariate_keys": ["cell_type"], **kwargs})
+        return VCI(adata, n_latent=3, seed=0)
+
+
+def _train(model):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.train(max_epochs=6, enable_progress_bar=False, accelerator="cpu")
+    return model
+
+
+@pytest.fixture(scope="module")
+def experiment():
+    """Three arms, three strata, one pair without cells; not trained."""
+    adata = scvci.datasets.simulate_perturbation(
+        n_cells=900, n_genes=40, n_treatments=3, held_out=[("IFNb", "B")], seed=0
+    )
+    adata.obs["donor"] = pd.Categorical(np.random.default_rng(0).integers(6, size=900).astype(str))
+    return adata
+
+
+@pytest.fixture(scope="module")
+def fitted(experiment):
+    adata = experiment.copy()
+    return _train(_set_up(adata)), adata
+
+
+def _log_normalised(adata):
+    x = adata.X.toarray().astype(float)
+    return np.log1p(1e4 * x / x.sum(axis=1, keepdims=True))
+
+
+def test_default_is_welch_on_log_normalised_cells(experiment):
+    model = _set_up(experiment.copy())
+    with pytest.warns(UserWarning, match="cluster_key='donor'"):
+        table = model.estimate_effects("TNFa", groupby="cell_type")
+    assert list(table.columns) == list(COLUMNS)
+    assert table.attrs["scale"] == "log1p"
+    y, obs = _log_normalised(experiment), experiment.obs
+    # A gene whose p-value is a number to compare.
+    gene = int(np.argsort(table.loc[table["stratum"] == "B", "p_value"].to_numpy())[30])
+    a, b = (
+        y[((obs["cell_type"] == "B") & (obs["treatment"] == t)).to_numpy(), gene]
+        for t in ("TNFa", "control")
+    )
+    row = table[(table["stratum"] == "B") & (table["gene"] == experiment.var_names[gene])].iloc[0]
+    test = stats.ttest_ind(a, b, equal_var=False)
+    low, high = test.confidence_interval()
+    np.testing.assert_allclose(
+        [row["estimate"], row["p_value"], row["ci_low"], row["ci_high"]],
+        [a.mean() - b.mean(), test.pvalue, low, high],
+        rtol=1e-4,
+    )
+
+
+def test_strata_are_the_units_of_an_average(experiment):
+    """The effect of all cells averages the strata's, by their cells, not the pooled cells'."""
+    model = _set_up(experiment.copy())
+    pooled = model.estimate_effects("TNFa", cluster_key="donor")
+    by = model.estimate_effects("TNFa", groupby="cell_type", cluster_key="donor")
+    weights = experiment.obs["cell_type"].value_counts(normalize=True)
+    wide = by.pivot(index="gene", columns="stratum", values="estimate")
+    expected = (wide * weights[wide.columns].to_numpy()).sum(axis=1)
+    got = pooled.set_index("gene")["estimate"]
+    np.testing.assert_allclose(got[expected.index], expected, rtol=1e-6)
+
+
+def test_a_pair_without_cells_is_extrapolated_and_says_so(fitted):
+    model, adata = fitted
+    table = model.estimate_effects("IFNb", groupby="cell_type", cluster_key="donor")
+    unmeasured = table[table["stratum"] == "B"]
+    assert (unmeasured["estimator"] == "extrapolation").all()
+    assert unmeasured["estimate"].notna().all()
+    assert unmeasured[["std_error", "ci_low", "p_value", "q_value"]].isna().all().all()
+    assert unmeasured["note"].str.contains("no design-based interval").all()
+    assert (table.loc[table["stratum"] != "B", "estimator"] == "observed").all()
+    assert model.estimate_effects("IFNb", groupby="cell_type", cluster_key="donor").equals(table)
+    refused = model.estimate_effects(
+        "IFNb", groupby="cell_type", estimator="observed", cluster_key="donor"
+    )
+    assert (refused.loc[refused["stratum"] == "B", "estimator"] == "skipped").all()
+
+
+def test_predictions_are_on_the_scale_of_measured_means(fitted):
+    """Means of drawn outcomes, not logarithms of expectations, stand beside measured means."""
+    model, adata = fitted
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plugin = model.estimate_effects("TNFa", estimator="plugin")
+        observed = model.estimate_effects("TNFa")
+    for column in ("mean_factual", "mean_counterfactual"):
+        difference = (plugin[column] - observed[column]).abs().mean()
+        assert difference < 0.15 * observed[column].mean()
+
+
+def test_an_untrained_model_does_not_extrapolate(experiment):
+    model = _set_up(experiment.copy())
+    table = model.estimate_effects("IFNb", groupby="cell_type", cluster_key="donor")
+    unmeasured = table[table["stratum"] == "B"]
+    assert (unmeasured["estimator"] == "skipped").all()
+    assert unmeasured["note"].str.contains("no treated cells").all()
+    with pytest.raises(RuntimeError, match="call train"):
+        model.estimate_effects("IFNb", estimator="plugin", cluster_key="donor")
+    with pytest.raises(RuntimeError, match="call train"):
+        model.estimate_effects("IFNb", estimator="robust", cluster_key="donor")
+
+
+def test_other_cells_in_another_order_of_genes(experiment):
+    model = _set_up(experiment.copy())
+    rng = np.random.default_rng(1)
+    other = experiment[rng.permutation(900), rng.permutation(40)].copy()
+    keys = {"groupby": "cell_type", "cluster_key": "donor"}
+    pd.testing.assert_frame_equal(
+        model.estimate_effects("TNFa", **keys),
+        model.estimate_effects("TNFa", adata=other, **keys),
+        rtol=1e-6,
+    )
+    with pytest.raises(ValueError, match="leave adata out"):
+        _train(model).estimate_effects("TNFa", adata=other, estimator="robust", **keys)
+
+
+def test_layers_dense_and_sparse_agree(experiment):
+    dense = experiment.copy()
+    dense.layers["dense"] = dense.X.toarray()
+    dense.X = sparse.csr_matrix(dense.shape)
+    pd.testing.assert_frame_equal(
+        _set_up(dense, layer="dense").estimate_effects(cluster_key="donor"),
+        _set_up(experiment.copy()).estimate_effects(cluster_key="donor"),
+        rtol=1e-5,
+    )
+
+
+def test_size_factors_normalise(experiment):
+    adata = experiment.copy()
+    adata.obs["size"] = 2.0
+    table = _set_up(adata, size_factor_key="size").estimate_effects(
+        "TNFa", scale="counts", cluster_key="donor", groupby="cell_type"
+    )
+    row = table[(table["stratum"] == "B")].iloc[0]
+    cells = (adata.obs["cell_type"] == "B") & (adata.obs["treatment"] == "TNFa")
+    mean = adata[cells.to_numpy(), row["gene"]].X.toarray()
+    by_donor = pd.Series(mean.ravel()).groupby(adata.obs.loc[cells, "donor"].to_numpy()).mean()
+    # Six donors: each counts the same.
+    np.testing.assert_allclose(row["mean_factual"], by_donor.mean() / 2, rtol=1e-5)
+
+
+def test_log_normalised_data_are_taken_as_they_are(experiment):
+    adata = experiment.copy()
+    adata.X = _log_normalised(experiment).astype(np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        VCI.setup_anndata(adata, categorical_covariate_keys=["cell_type"])
+        model = VCI(adata, likelihood="normal", seed=0)
+    pd.testing.assert_frame_equal(
+        model.estimate_effects("TNFa", cluster_key="donor"),
+        _set_up(experiment.copy()).estimate_effects("TNFa", cluster_key="donor"),
+        rtol=1e-4,
+    )
+    with pytest.raises(ValueError, match="needs counts"):
+        model.estimate_effects("TNFa", scale="lfc", cluster_key="donor")
+
+
+def test_robust_is_never_worse_and_keeps_its_models(fitted, monkeypatch):
+    model, _ = fitted
+    arguments = {"cluster_key": "donor", "n_folds": 2, "show_progress": False, "max_epochs": 4}
+    robust = model.estimate_effects(["TNFa", "IFNb"], estimator="robust", **arguments)
+    observed = model.estimate_effects(["TNFa", "IFNb"], cluster_key="donor")
+    assert set(robust["estimator"]) <= {"robust", "observed"}
+    refused = (robust["estimator"] == "observed").to_numpy()
+    np.testing.assert_allclose(robust["estimate"][refused], observed["estimate"][refused])
+    assert robust.loc[refused, "note"].str.contains("leakage").all()
+    monkeypatch.setattr(type(model), "_fit_without", None)
+    leakage = model.test_leakage(**arguments)
+    assert set(leakage["treatment"]) == set(model.treatments)
+    tested = leakage["p_value"].notna()
+    assert tested.mean() > 0.5
+    assert leakage.loc[tested, "p_value"].between(0, 1).all()
+
+
+def test_bad_names_are_named(fitted):
+    model, _ = fitted
+    with pytest.raises(ValueError, match="'IFNg' is unknown"):
+        model.estimate_effects("IFNg")
+    with pytest.raises(ValueError, match="'controll' is unknown"):
+        model.estimate_effects("IFNb", reference="controll")
+    with pytest.raises(KeyError, match="no column 'cel_type' .argument groupby"):
+        model.estimate_effects("IFNb", groupby="cel_type")
+    with pytest.raises(KeyError, match="argument cluster_key"):
+        model.estimate_effects("IFNb", cluster_key="mouse")
+    with pytest.raises(ValueError, match="reference"):
+        model.estimate_effects("control", cluster_key="donor")
+    with pytest.raises(ValueError, match="estimator='tmle'"):
+        model.estimate_effects("IFNb", estimator="tmle", cluster_key="donor")
+
+
+def test_labels_that_are_missing_are_refused(experiment):
+    adata = experiment.copy()
+    adata.obs["group"] = ["a", None] * 450
+    with pytest.raises(ValueError, match=r"obs\['group'\] has 450 missing"):
+        _set_up(adata).estimate_effects("TNFa", groupby="group", cluster_key="donor")
+
+
+def test_a_reference_other_than_the_control(experiment):
+    model = _set_up(experiment.copy())
+    forth = model.estimate_effects("IFNb", reference="TNFa", cluster_key="donor")
+    back = model.estimate_effects("TNFa", reference="IFNb", cluster_key="donor")
+    np.testing.assert_allclose(forth["estimate"], -back["estimate"])
+    np.testing.assert_allclose(forth["p_value"], back["p_value"])
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("kang", {"ISG15", "IFI6", "IFIT1", "IFIT2", "IFIT3", "MX1", "CXCL10", "ISG20", "LY6E"}),
+        ("kang_donors", {"ISG15", "MX2"}),
+    ],
+)
+def test_interferon_genes_come_out_on_top(real_data, name, known):
+    """Donors are the replicates: two or three of them, each with both arms."""
+    adata = anndata.read_h5ad(real_data / f"{name}.h5ad")
+    model = _set_up(adata)
+    table = model.estimate_effects("IFNB", cluster_key="donor", min_cells=10, moderated=True)
+    top = table.sort_values("p_value").head(12)
+    found = top[top["gene"].isin(known)]
+    assert len(found) >= 0.8 * len(known)
+    assert (found["ci_low"] > 0).all()
+
+
+@pytest.mark.real
+def test_nothing_is_found_where_nothing_is(real_data):
+    adata = anndata.read_h5ad(real_data / "mcfaline.h5ad")
+    table = _set_up(adata).estimate_effects(groupby="cell_type")
+    tested = table["p_value"].notna()
+    assert tested.mean() > 0.3
+    # Lists are nearly empty: 27 of them, of which most hold nothing.
+    found = table[table["q_value"] < 0.1]
+    assert len(found) < 0.005 * tested.sum()
+    assert found.groupby(["treatment", "stratum"]).ngroups <= 5
