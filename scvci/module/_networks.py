@@ -83,10 +83,13 @@ class EffectDecoder(nn.Module):
     go into h or a and be carried over to strata where the treatment was not measured.
 
     Student-t priors with 4 degrees of freedom hold m, a, s and e to the scales of
-    :meth:`set_prior`: small effects shrink together, the few large ones are left as they are.
+    :meth:`set_prior`: small effects shrink together, the few large ones are left as they are. The
+    output weights of h have one, too, by which effects on single cells vary as much as effects on
+    means do: where treatments do nothing, they do nothing to any cell.
     """
 
     prior_variance: Tensor
+    interaction_variance: Tensor
     prior_weight: Tensor
 
     def __init__(
@@ -121,6 +124,7 @@ class EffectDecoder(nn.Module):
             nn.init.zeros_(self.interaction_out.weight)
             nn.init.zeros_(self.interaction_out.bias)
         self.register_buffer("prior_variance", torch.ones(sum(self.blocks)))
+        self.register_buffer("interaction_variance", torch.tensor(1.0))
         self.register_buffer("prior_weight", torch.tensor(0.0))
 
     def forward(self, z: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
@@ -145,8 +149,15 @@ class EffectDecoder(nn.Module):
 
     def penalty(self) -> Tensor:
         """Negative log-prior of the effects, in nats per cell, up to a constant."""
-        squared = self.effects.weight.square() / (_PRIOR_DOF * self.prior_variance)
-        return 0.5 * (_PRIOR_DOF + 1) * torch.log1p(squared).sum() * self.prior_weight
+        total = _student_penalty(self.effects.weight, self.prior_variance)
+        if self.interaction is not None:
+            out = self.interaction_out
+            # Half of the normalised, rectified hidden units are on: h has the variance of a sum
+            # over half the width.
+            by_unit = self.interaction_variance * 2 / out.in_features
+            total = total + _student_penalty(out.weight, by_unit)
+            total = total + _student_penalty(out.bias, self.interaction_variance)
+        return total * self.prior_weight
 
     def set_prior(self, variances: Sequence[float], n_cells: int) -> None:
         """Scale the priors.
@@ -158,9 +169,11 @@ class EffectDecoder(nn.Module):
         n_cells
             Training cells, over which the objective is averaged.
         """
+        total = sum(variances)
         if not self.stratum_effects:
-            variances = [sum(variances)] * len(variances)
+            variances = [total] * len(variances)
         scales = [max(v, _MIN_PRIOR_VARIANCE) for v in variances]
+        self.interaction_variance.fill_(max(total, _MIN_PRIOR_VARIANCE))
         sizes = torch.tensor(self.blocks)
         self.prior_variance.copy_(torch.tensor(scales).repeat_interleave(sizes))
         self.prior_weight.fill_(1 / n_cells)
@@ -233,6 +246,12 @@ class PaperDecoder(nn.Module):
             .unflatten(-1, self.shape)
             .unflatten(0, inputs.shape[:-1])
         )
+
+
+def _student_penalty(weight: Tensor, variance: Tensor) -> Tensor:
+    """Negative log-density of Student's t, up to a constant, summed over weights."""
+    squared = weight.square() / (_PRIOR_DOF * variance)
+    return 0.5 * (_PRIOR_DOF + 1) * torch.log1p(squared).sum()
 
 
 def _normal(mean: Tensor, raw_sigma: Tensor) -> Normal:

@@ -20,6 +20,11 @@ def _decoder(**settings):
     return decoder
 
 
+def _log_density_ratio(weight, scale):
+    density = stats.t(4, scale=scale)
+    return (density.logpdf(0) - density.logpdf(weight.detach().numpy())).sum()
+
+
 def test_the_effect_is_the_sum_of_its_parts():
     decoder = _decoder(interaction=False)
     m, a, s, e = decoder.effects.weight.detach().split(decoder.blocks, dim=1)
@@ -61,10 +66,16 @@ def test_the_penalty_is_the_log_density_of_student_t():
     variances, n_cells = (0.1, 0.4, 0.02, 0.05), 500
     decoder.set_prior(variances, n_cells)
     scale = np.sqrt(np.repeat(variances, decoder.blocks))
-    weight = decoder.effects.weight.detach().numpy()
-    density = stats.t(4, scale=scale)
-    expected = (density.logpdf(0) - density.logpdf(weight)).sum() / n_cells
-    assert decoder.penalty().item() == pytest.approx(expected, rel=1e-4)
+    expected = _log_density_ratio(decoder.effects.weight, scale)
+    assert decoder.penalty().item() * n_cells == pytest.approx(expected, rel=1e-4)
+    out = decoder.interaction_out
+    with torch.no_grad():
+        out.weight.normal_()
+        out.bias.normal_()
+    # Effects on cells vary as much as all parts of effects on means do together.
+    expected += _log_density_ratio(out.weight, np.sqrt(sum(variances) * 2 / 16))
+    expected += _log_density_ratio(out.bias, np.sqrt(sum(variances)))
+    assert decoder.penalty().item() * n_cells == pytest.approx(expected, rel=1e-4)
 
 
 def test_prior_scales_are_never_zero():
