@@ -62,7 +62,9 @@ class EffectsMixin(RegistryMixin):
         r"""Estimate the effect of treatments on every gene, with intervals and p-values.
 
         Treated cells and cells of the reference are compared within the strata of the model, in
-        which treatment is taken to be unconfounded, and strata are averaged. By default the effect
+        which treatment is taken to be unconfounded, and strata are averaged. With continuous
+        covariates they are compared within bins of a stratum's cells that have like fitted
+        propensities (fifths; Rosenbaum and Rubin, 1984). By default the effect
         is a difference of *measured* means wherever both were measured; the model speaks only
         where they were not, and says so. Counts are per 10,000 of a cell (or over its registered
         size factor).

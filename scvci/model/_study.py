@@ -10,7 +10,8 @@ import pandas as pd
 from scipy import sparse
 
 from scvci.data import as_labels, missing_key_message
-from scvci.effects import estimate_effects, leakage_test
+from scvci.effects import estimate_effects, leakage_test, propensity_strata
+from scvci.metrics import cross_validated_propensity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -42,6 +43,9 @@ class Study:
         Whether outcomes come from counts.
     scale
         Scale of effects, see :func:`scvci.effects.estimate_effects`.
+    propensity
+        Probability of each treatment given stratum and continuous covariates, shape
+        ``(n_cells, n_treatments)``; ``None`` without these.
     groups, group_names
         Code of each cell's reported group and names of the groups; ``None`` for one group.
     clusters
@@ -56,6 +60,7 @@ class Study:
     genes: Sequence[str]
     is_count: bool
     scale: str
+    propensity: np.ndarray | None = None
     groups: np.ndarray | None = None
     group_names: list[str] | None = None
     clusters: np.ndarray | None = None
@@ -81,6 +86,12 @@ class Study:
             See the attributes.
         """
         study = cls(reader, None, stratum, treatments, strata, genes, is_count, scale)
+        if reader.continuous is not None:
+            shape = (len(strata), len(treatments))
+            propensity = cross_validated_propensity(
+                reader.continuous, reader.treatment, stratum, shape
+            )
+            study = replace(study, propensity=propensity)
         blocks = []
         for start in range(0, reader.adata.n_obs, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, reader.adata.n_obs))
@@ -139,17 +150,38 @@ class Study:
         predict
             Predictions of all cells under a treatment, by its name.
         """
-        return estimate_effects(
-            self.outcomes,
-            targets=targets,
-            reference=reference,
-            estimator=estimator,  # type: ignore[arg-type]  # checked there, with a message
-            predictions=None if predict is None else self._by_code(predict),
-            # Log-normalised data are taken as they are.
-            scale=self.scale if self.is_count else "counts",  # type: ignore[arg-type]
-            **self._design(),
-            **options,
-        )
+        calls: list[tuple[list[str], tuple[np.ndarray, Sequence[str]]]]
+        if self.propensity is not None:
+            # Cells are compared with cells of like propensity, which depends on the target.
+            calls = [([t], self._bins(t, reference)) for t in targets]
+        else:
+            calls = [(targets, (self.stratum, self.strata))]
+        tables = [
+            estimate_effects(
+                self.outcomes,
+                targets=names,
+                reference=reference,
+                estimator=estimator,  # type: ignore[arg-type]  # checked there, with a message
+                predictions=None if predict is None else self._by_code(predict),
+                # Log-normalised data are taken as they are.
+                scale=self.scale if self.is_count else "counts",  # type: ignore[arg-type]
+                groups=self.groups,
+                group_names=self.group_names,
+                **self._design(*strata),
+                **options,
+            )
+            for names, strata in calls
+        ]
+        return pd.concat(tables, ignore_index=True)
+
+    def _bins(self, target: str, reference: str) -> tuple[np.ndarray, list[str]]:
+        """Strata cut into bins of cells with like probability of the target, not the reference."""
+        assert self.propensity is not None
+        known = list(self.treatments)
+        of_target, of_reference = (self.propensity[:, known.index(t)] for t in (target, reference))
+        with np.errstate(invalid="ignore"):
+            share = of_target / (of_target + of_reference)
+        return propensity_strata(share, self.stratum, self.strata)
 
     def test_leakage(
         self, targets: list[str], predict: Callable[[str], np.ndarray]
@@ -161,25 +193,21 @@ class Study:
         targets, predict
             See :meth:`estimate`.
         """
-        design = self._design()
-        del design["groups"], design["group_names"]
         # Predictions are whole matrices, made once for each treatment.
         return leakage_test(
             self._by_code(predict),
             targets=targets,
             chunk_size=len(self.genes),
-            **design,
+            **self._design(self.stratum, self.strata),
         )
 
-    def _design(self) -> dict[str, Any]:
+    def _design(self, stratum: np.ndarray, strata: Sequence[str]) -> dict[str, Any]:
         return {
             "treatment": self.reader.treatment,
-            "stratum": self.stratum,
+            "stratum": stratum,
             "treatments": self.treatments,
-            "strata": self.strata,
+            "strata": strata,
             "genes": self.genes,
-            "groups": self.groups,
-            "group_names": self.group_names,
             "clusters": self.clusters,
         }
 

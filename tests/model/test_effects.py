@@ -220,6 +220,30 @@ def test_labels_that_are_missing_are_refused(experiment):
         _set_up(adata).estimate_effects("TNFa", groupby="group", cluster_key="donor")
 
 
+def test_continuous_covariates_are_adjusted_for_by_propensity():
+    """A covariate that raises the treatment's probability and a gene: no effect of treatment."""
+    rng = np.random.default_rng(0)
+    n, n_genes = 3000, 20
+    covariate = rng.normal(size=n)
+    treated = rng.random(n) < 1 / (1 + np.exp(-1.5 * covariate))
+    rate = np.full((n, n_genes), 20.0)
+    rate[:, :5] *= np.exp(0.5 * covariate)[:, None]
+    obs = pd.DataFrame(
+        {
+            "treatment": np.where(treated, "drug", "control"),
+            "cell_type": rng.choice(["B", "T"], n),
+            "age": covariate,
+        },
+        index=[f"c{i}" for i in range(n)],
+    )
+    adata = anndata.AnnData(rng.poisson(rate).astype(np.float32), obs=obs)
+    crude = _set_up(adata.copy()).estimate_effects("drug")
+    table = _set_up(adata.copy(), continuous_covariate_keys=["age"]).estimate_effects("drug")
+    bias = [t["estimate"].head(5).abs().mean() for t in (crude, table)]
+    assert bias[0] > 0.3
+    assert bias[1] < 0.2 * bias[0]
+
+
 def test_a_reference_other_than_the_control(experiment):
     model = _set_up(experiment.copy())
     forth = model.estimate_effects("IFNb", reference="TNFa", cluster_key="donor")

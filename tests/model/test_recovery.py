@@ -200,3 +200,27 @@ def test_held_out_means_beat_no_change(simulated):
     truth = _true(adata, "IFNb", rows).mean(0)
     predicted = adata.layers["counterfactual_IFNb"][rows].mean(0)
     assert r2_delta(truth, predicted, control) > 0.5
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_where_treatments_do_nothing_no_cell_responds(seed):
+    """Predicted effects on cells are a small part of the differences between cells."""
+    adata = scvci.datasets.simulate_perturbation(
+        n_cells=900,
+        n_genes=60,
+        n_treatments=4,
+        effect_size=0.0,
+        heterogeneity=0.0,
+        stratum_interaction=0.0,
+        seed=seed,
+    )
+    VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"])
+    model = VCI(adata, seed=seed)
+    _train(model, max_epochs=40)
+    layers = model.predict_counterfactual(library_size=1e4, log1p=True)
+    control, *treated = (adata.layers[name] for name in layers)
+    within = [
+        control[(adata.obs["cell_type"] == x).to_numpy()].var(axis=0).mean() for x in model.strata
+    ]
+    effect = np.mean([np.mean((values - control) ** 2) for values in treated])
+    assert np.sqrt(effect / np.mean(within)) < 0.05
