@@ -145,7 +145,7 @@ def _of_arms(sums: np.ndarray, contrast: Contrast) -> np.ndarray:
 
 def _of_all(sums: np.ndarray, contrast: Contrast) -> np.ndarray:
     """Take the sums of treated, reference and all other cells, ``(3, n_used_units, ...)``."""
-    arms = np.stack([sums[contrast.units, contrast.arm], sums[contrast.units, REFERENCE]])
+    arms = _of_arms(sums, contrast)
     return np.concatenate([arms, (sums[contrast.units].sum(axis=1) - arms.sum(axis=0))[None]])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -272,19 +272,13 @@ def _model_based(
     if not size.sum():
         reason = "no cell received the treatment: there is no effect on the treated"
         return _skipped(design, arm, group, units, reason if counts.sum() else "no cells")
-    skipped = _skipped(design, arm, group, units, "")
     own = {"extrapolation": "mean of predictions where too little was measured", "plugin": ""}
     parts = [why, own[estimator], "no design-based interval"]
-    return Contrast(
-        arm=arm,
-        group=group,
+    return replace(
+        _skipped(design, arm, group, units, "; ".join(part for part in parts if part)),
         units=units,
         weights=size / size.sum(),
-        n_treated=skipped.n_treated,
-        n_reference=skipped.n_reference,
-        propensity=skipped.propensity,
         estimator=estimator,
-        note="; ".join(part for part in parts if part),
     )
 
 
@@ -324,9 +318,8 @@ def _why_none(strata: Sequence[str], stratum: np.ndarray, reasons: list[str]) ->
         return "no cells"
     if len(reasons) == 1:
         return reasons[0]
-    named = [f"{strata[x]}: {r}" for x, r in zip(stratum, reasons, strict=True)]
-    more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
-    return f"no stratum with enough cells ({', '.join(named[:_MAX_NAMED])}{more})"
+    listed = _listed([strata[x] for x in stratum], reasons)
+    return f"no stratum with enough cells ({listed})"
 
 
 def _left_out(
@@ -336,7 +329,12 @@ def _left_out(
     out = [i for i, reason in enumerate(reasons) if reason and size[i]]
     if not out:
         return ""
-    named = [f"{strata[stratum[i]]}: {reasons[i]}" for i in out]
+    listed = _listed([strata[stratum[i]] for i in out], [reasons[i] for i in out])
+    return f"without {size[out].sum() / size.sum():.0%} of cells ({listed})"
+
+
+def _listed(names: list[str], reasons: list[str]) -> str:
+    """Name the first few strata with their reasons, and count the others."""
+    named = [f"{name}: {reason}" for name, reason in zip(names, reasons, strict=True)]
     more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
-    share = size[out].sum() / size.sum()
-    return f"without {share:.0%} of cells ({', '.join(named[:_MAX_NAMED])}{more})"
+    return ", ".join(named[:_MAX_NAMED]) + more

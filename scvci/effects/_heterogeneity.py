@@ -38,6 +38,7 @@ from scipy import sparse, stats
 
 from ._interaction import N_COLUMNS, PROBLEMS, Cells, Fits, Pool, fit_interactions
 from ._intervals import adjust
+from ._moments import dense
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -187,11 +188,6 @@ def _codes(labels: np.ndarray) -> np.ndarray:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _dense(block: Any) -> np.ndarray:
-    block = block.toarray() if sparse.issparse(block) else np.asarray(block)
-    return block.astype(float)
-
-
 def _has_both_arms(stratum: np.ndarray, treated: np.ndarray) -> np.ndarray:
     n_treated = np.bincount(stratum, treated)[stratum]
     return (n_treated > 0) & (n_treated < np.bincount(stratum)[stratum])
@@ -223,7 +219,7 @@ def _confirmed_remainder(
     """
     shares = []
     for some in predicted.blocks():
-        counts = _dense(outcome[:, some])
+        counts = dense(outcome[:, some]).astype(float)
         base, _ = predicted.log_fold(some)
         common = np.broadcast_to(-predicted.remainder[:, None], base.shape)
         shares.append(fit_interactions(cells, counts, base, common, min_counts).estimate)
@@ -300,7 +296,7 @@ def _fill(
     """Write estimates and shifts of all rows but the flags that need all genes."""
     pools = [Pool(len(predicted.rows)) for _ in _SUMMARIES]
     for some in predicted.blocks():
-        counts = _dense(outcome[:, some])
+        counts = dense(outcome[:, some]).astype(float)
         base, score = predicted.log_fold(some)
         signature = np.outer(predicted.strength, predicted.mean_effect[some])
         fits = fit_interactions(cells, counts, base, score, min_counts)

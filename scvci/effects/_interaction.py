@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from scipy import sparse
 
+from ._design import indicator
 from ._intervals import student_interval
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 #: Columns beside the constants of the arms: baseline, prediction, prediction × treatment.
 N_COLUMNS = 3
@@ -60,12 +64,13 @@ class Cells:
     @cached_property
     def members(self) -> sparse.csr_matrix:
         """Which cells are in each arm of each stratum, shape ``(n_arms, n_cells)``."""
-        return _membership(np.unique(2 * self.stratum + self.treated, return_inverse=True)[1])
+        arms, code = np.unique(2 * self.stratum + self.treated, return_inverse=True)
+        return indicator(code, len(arms))
 
     @cached_property
     def strata(self) -> sparse.csr_matrix:
         """Which cells are in each stratum, shape ``(n_strata, n_cells)``."""
-        return _membership(self.stratum)
+        return indicator(self.stratum, int(self.stratum.max()) + 1)
 
     @property
     def degrees_of_freedom(self) -> int:
@@ -85,9 +90,9 @@ class Cells:
         """Return standard errors from influences of shape ``(n_cells, n_estimates)``."""
         if self.cluster is None:
             return np.sqrt((influence**2).sum(axis=0))
-        clusters = _membership(self.cluster)
-        correction = clusters.shape[0] / (clusters.shape[0] - 1)
-        return np.sqrt(correction * ((clusters @ influence) ** 2).sum(axis=0))
+        n = int(self.cluster.max()) + 1
+        sums = indicator(self.cluster, n) @ influence
+        return np.sqrt(n / (n - 1) * (sums**2).sum(axis=0))
 
     def interval(
         self, estimate: np.ndarray, influence: np.ndarray, level: float
@@ -314,9 +319,3 @@ def _influence(
         leverage = mean * ((by_cell * design).sum(axis=-1) + 1 / arm_total)
         influence = influence / (1 - np.minimum(leverage, _MAX_LEVERAGE))
     return influence
-
-
-def _membership(code: np.ndarray) -> sparse.csr_matrix:
-    """Which cells have each code, shape ``(n_codes, n_cells)``."""
-    n = len(code)
-    return sparse.csr_matrix((np.ones(n), (code, np.arange(n))), shape=(int(code.max()) + 1, n))

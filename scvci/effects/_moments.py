@@ -102,7 +102,7 @@ def sum_outcomes(block: Any, design: Design, log: bool) -> Outcomes:
         square, positive = block**2, (block != 0).astype(float)
     shape = (*design.counts.shape, block.shape[1])
     total, squares, expressing = (
-        _dense(design.cells @ part).reshape(shape) for part in (block, square, positive)
+        dense(design.cells @ part).reshape(shape) for part in (block, square, positive)
     )
     return Outcomes(total, squares, expressing, by_set=_set_means(design, block), block=block)
 
@@ -182,15 +182,22 @@ def sum_products(a: Any, b: np.ndarray, design: Design, arms: Sequence[int]) -> 
     """
     rows = np.flatnonzero(np.isin(design.arm, arms))
     product = a[rows].multiply(b[rows]) if sparse.issparse(a) else a[rows] * b[rows]
-    sums = _dense(design.cells[:, rows] @ product)
+    sums = dense(design.cells[:, rows] @ product)
     return sums.reshape(*design.counts.shape, b.shape[1])
 
 
 def _set_means(design: Design, block: Any) -> np.ndarray:
     if design.clusters is None:
         return np.zeros((0, block.shape[1]))
-    return _dense(design.clusters.cells @ block) / design.clusters.size[:, None]
+    return dense(design.clusters.cells @ block) / design.clusters.size[:, None]
 
 
-def _dense(values: Any) -> np.ndarray:
+def dense(values: Any) -> np.ndarray:
+    """Array of a sparse or dense matrix.
+
+    Parameters
+    ----------
+    values
+        The matrix.
+    """
     return values.toarray() if sparse.issparse(values) else np.asarray(values)

@@ -14,7 +14,7 @@ from scvci.data import CellReader
 
 from ._layers import Scale
 from ._registry import RegistryMixin
-from ._study import TARGET_SUM, Study
+from ._study import TARGET_SUM, Study, column_codes
 from ._training import Seeded
 
 if TYPE_CHECKING:
@@ -236,9 +236,20 @@ class EffectsMixin(RegistryMixin):
             self._warn_about_clusters(cells)
         reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
         stratum, strata = self._strata_of(reader, np.arange(cells.n_obs))
-        names = (self.treatments, strata, self.gene_names_.tolist())
-        study = Study.from_reader(reader, stratum, *names, is_count=is_count, scale=scale)
-        return study.labelled(groupby, cluster_key)
+        groups, group_names = column_codes(cells, groupby, "groupby")
+        clusters, _ = column_codes(cells, cluster_key, "cluster_key")
+        return Study(
+            reader=reader,
+            stratum=stratum,
+            treatments=self.treatments,
+            strata=strata,
+            genes=self.gene_names_.tolist(),
+            is_count=is_count,
+            scale=scale,
+            groups=groups,
+            group_names=group_names,
+            clusters=clusters,
+        )
 
     def _warn_about_clusters(self, cells: AnnData) -> None:
         """Warn of a column that looks like clusters of cells that are not independent."""

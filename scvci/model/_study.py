@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from scvci.metrics import cross_validated_propensity
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from anndata import AnnData
+
     from scvci.data import CellReader
 
 #: Counts per cell after normalisation.
@@ -26,15 +29,12 @@ _CHUNK = 4096
 
 @dataclass(frozen=True)
 class Study:
-    """Outcomes, labels and names.
+    """Labels and names of cells, and their outcomes, which are read when they are needed.
 
     Attributes
     ----------
     reader
         The cells.
-    outcomes
-        Normalised counts (or log-normalised data), shape ``(n_cells, n_genes)``, sparse if the
-        counts are.
     stratum
         Code of each cell.
     treatments, strata, genes
@@ -43,9 +43,6 @@ class Study:
         Whether outcomes come from counts.
     scale
         Scale of effects, see :func:`scvci.effects.estimate_effects`.
-    propensity
-        Probability of each treatment given stratum and continuous covariates, shape
-        ``(n_cells, n_treatments)``; ``None`` without these.
     groups, group_names
         Code of each cell's reported group and names of the groups; ``None`` for one group.
     clusters
@@ -53,66 +50,42 @@ class Study:
     """
 
     reader: CellReader
-    outcomes: Any
     stratum: np.ndarray
     treatments: Sequence[str]
     strata: Sequence[str]
     genes: Sequence[str]
     is_count: bool
     scale: str
-    propensity: np.ndarray | None = None
-    groups: np.ndarray | None = None
-    group_names: list[str] | None = None
-    clusters: np.ndarray | None = None
+    groups: np.ndarray | None
+    group_names: list[str] | None
+    clusters: np.ndarray | None
 
-    @classmethod
-    def from_reader(
-        cls,
-        reader: CellReader,
-        stratum: np.ndarray,
-        treatments: Sequence[str],
-        strata: Sequence[str],
-        genes: Sequence[str],
-        is_count: bool,
-        scale: str,
-    ) -> Study:
-        """Read and normalise all cells.
-
-        Parameters
-        ----------
-        reader
-            The cells.
-        stratum, treatments, strata, genes, is_count, scale
-            See the attributes.
-        """
-        study = cls(reader, None, stratum, treatments, strata, genes, is_count, scale)
-        if reader.continuous is not None:
-            shape = (len(strata), len(treatments))
-            propensity = cross_validated_propensity(
-                reader.continuous, reader.treatment, stratum, shape
-            )
-            study = replace(study, propensity=propensity)
+    @cached_property
+    def outcomes(self) -> Any:
+        """Normalised counts (or log-normalised data), ``(n_cells, n_genes)``, sparse as counts."""
+        reader = self.reader
         blocks = []
         for start in range(0, reader.adata.n_obs, _CHUNK):
             rows = np.arange(start, min(start + _CHUNK, reader.adata.n_obs))
             block = reader.matrix[rows]
             block = block if reader.columns is None else block[:, reader.columns]
-            blocks.append(study.normalise(block, rows) if is_count else block)
+            blocks.append(self.normalise(block, rows) if self.is_count else block)
         if not sparse.issparse(blocks[0]):
-            return replace(study, outcomes=np.concatenate(blocks))
-        return replace(study, outcomes=sparse.vstack(blocks, format="csr"))
+            return np.concatenate(blocks)
+        return sparse.vstack(blocks, format="csr")
 
-    def labelled(self, groupby: str | None, cluster_key: str | None) -> Study:
-        """Add groups and clusters from columns of ``obs``.
+    @cached_property
+    def propensity(self) -> np.ndarray | None:
+        """Probability of each treatment given stratum and continuous covariates.
 
-        Parameters
-        ----------
-        groupby, cluster_key
-            Names of the columns, or ``None``.
+        Shape ``(n_cells, n_treatments)``; ``None`` without such covariates.
         """
-        groups, names = self._column(groupby, "groupby")
-        clusters, _ = self._column(cluster_key, "cluster_key")
-        return replace(self, groups=groups, group_names=names, clusters=clusters)
+        if self.reader.continuous is None:
+            return None
+        shape = (len(self.strata), len(self.treatments))
+        return cross_validated_propensity(
+            self.reader.continuous, self.reader.treatment, self.stratum, shape
+        )
 
     def normalise(self, counts: Any, rows: np.ndarray | slice = slice(None)) -> Any:
         """Scale counts to 10,000 per cell, or by the size factor.
@@ -151,9 +124,10 @@ class Study:
             Predictions of all cells under a treatment, by its name.
         """
         calls: list[tuple[list[str], tuple[np.ndarray, Sequence[str]]]]
-        if self.propensity is not None:
+        propensity = self.propensity
+        if propensity is not None:
             # Cells are compared with cells of like propensity, which depends on the target.
-            calls = [([t], self._bins(t, reference)) for t in targets]
+            calls = [([t], self._bins(propensity, t, reference)) for t in targets]
         else:
             calls = [(targets, (self.stratum, self.strata))]
         tables = [
@@ -174,11 +148,12 @@ class Study:
         ]
         return pd.concat(tables, ignore_index=True)
 
-    def _bins(self, target: str, reference: str) -> tuple[np.ndarray, list[str]]:
+    def _bins(
+        self, propensity: np.ndarray, target: str, reference: str
+    ) -> tuple[np.ndarray, list[str]]:
         """Strata cut into bins of cells with like probability of the target, not the reference."""
-        assert self.propensity is not None
         known = list(self.treatments)
-        of_target, of_reference = (self.propensity[:, known.index(t)] for t in (target, reference))
+        of_target, of_reference = (propensity[:, known.index(t)] for t in (target, reference))
         with np.errstate(invalid="ignore"):
             share = of_target / (of_target + of_reference)
         return propensity_strata(share, self.stratum, self.strata)
@@ -214,12 +189,22 @@ class Study:
     def _by_code(self, predict: Callable[[str], np.ndarray]) -> Callable[[int, slice], np.ndarray]:
         return lambda code, genes: predict(self.treatments[code])[:, genes]
 
-    def _column(self, key: str | None, argument: str) -> tuple[Any, Any]:
-        """Codes and names of the levels of a column of ``obs``."""
-        if key is None:
-            return None, None
-        obs = self.reader.adata.obs
-        if key not in obs:
-            raise KeyError(missing_key_message(self.reader.adata, key, argument))
-        codes, names = pd.factorize(as_labels(obs[key], key), sort=True)
-        return codes.astype(np.int64), names.tolist()
+
+def column_codes(adata: AnnData, key: str | None, argument: str) -> tuple[Any, Any]:
+    """Codes and names of the levels of a column of ``obs``; ``None`` twice without a column.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    key
+        Name of the column.
+    argument
+        Argument that named it, for the message.
+    """
+    if key is None:
+        return None, None
+    if key not in adata.obs:
+        raise KeyError(missing_key_message(adata, key, argument))
+    codes, names = pd.factorize(as_labels(adata.obs[key], key), sort=True)
+    return codes.astype(np.int64), names.tolist()
