@@ -7,15 +7,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 from scipy import sparse
 from scipy.special import softmax
+
+from ._mechanism import (
+    STRATA,
+    check_sizes,
+    draw_baseline,
+    draw_counts,
+    draw_effects,
+    expected_counts,
+    numbered,
+    received,
+    to_anndata,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
+
+    from ._mechanism import Baseline, Effects
+
 _TREATMENTS = ("control", "IFNb", "TNFa", "LPS", "Dex")
-_STRATA = ("CD4 T", "CD14 Mono", "B", "NK", "CD8 T", "DC")
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,10 @@ class Departures:
 
 @dataclass(frozen=True)
 class _Mechanism:
-    """Fixed parameters of the structural equations; shapes are in :func:`_draw_mechanism`."""
+    """Parameters of the structural equations; those of a treatment come in the order of names."""
 
-    offset: np.ndarray
-    loadings: np.ndarray
-    curvature: np.ndarray
-    additive: np.ndarray
-    gain: np.ndarray
-    interaction: np.ndarray
-    by_stratum: np.ndarray
-    latent_mean: np.ndarray
+    baseline: Baseline
+    effects: Effects
     propensity: np.ndarray
     stretch: np.ndarray
     direction: np.ndarray
@@ -146,9 +154,10 @@ def simulate_perturbation(
     """
     parameters = {k: v for k, v in locals().items() if k not in ("held_out", "departures")}
     departures = departures or Departures()
-    _check_sizes(n_cells, n_genes, n_strata, n_treatments, n_latent, depth, inverse_dispersion)
-    treatments = _names(_TREATMENTS, n_treatments, "drug")
-    strata = _names(_STRATA, n_strata, "type")
+    least = {"n_cells": 1, "n_genes": 2, "n_strata": 1, "n_treatments": 2, "n_latent": 1}
+    check_sizes(parameters, least)
+    treatments = numbered(_TREATMENTS, n_treatments, "drug")
+    strata = numbered(STRATA, n_strata, "type")
     rng = np.random.default_rng(seed)
     # Departures draw from a generator of their own: they leave the rest of a simulation as it is.
     own_rng = rng.spawn(1)[0]
@@ -165,41 +174,26 @@ def simulate_perturbation(
     pairs = _choose_held_out(rng, held_out, treatments, strata)
     stratum = rng.integers(n_strata, size=n_cells)
     treatment = _assign_treatment(rng, mechanism.propensity, pairs, stratum)
-    latent = mechanism.latent_mean[stratum] + rng.normal(size=(n_cells, n_latent))
+    latent = mechanism.baseline.latent_mean[stratum] + rng.normal(size=(n_cells, n_latent))
     library = depth * np.exp(rng.normal(0, 0.3, size=n_cells))
     batch = own_rng.integers(departures.n_batches, size=n_cells)
     technical = own_rng.normal(size=(departures.n_batches, n_genes)) * departures.batch_effect
     expected = {}
     for t, name in enumerate(treatments):
         log_rate = _log_rate(mechanism, latent, stratum, t) + technical[batch]
-        rate = softmax(log_rate.astype(np.float32), axis=1)
-        expected[name] = rate * library[:, None].astype(np.float32)
-    own = np.empty((n_cells, n_genes), dtype=np.float32)
-    for t, name in enumerate(treatments):
-        own[treatment == t] = expected[name][treatment == t]
-    frailty = rng.standard_gamma(inverse_dispersion, size=own.shape, dtype=np.float32)
-    frailty /= np.float32(inverse_dispersion)
-    counts = rng.poisson(own * frailty).astype(np.float32)
+        expected[name] = expected_counts(log_rate, library)
+    own = received(expected, treatment)
+    counts, frailty = draw_counts(rng, own, inverse_dispersion)
     if departures.zero_inflation:
         counts *= own_rng.random(counts.shape, dtype=np.float32) >= departures.zero_inflation
-    adata = AnnData(
-        sparse.csr_matrix(counts),
-        obs=pd.DataFrame(
-            {
-                "treatment": pd.Categorical.from_codes(treatment, treatments),
-                "cell_type": pd.Categorical.from_codes(stratum, strata),
-                "library_size": library,
-            },
-            index=[f"cell{i}" for i in range(n_cells)],
-        ),
-        var=pd.DataFrame(index=[f"Gene{i:04d}" for i in range(n_genes)]),
-    )
+    obs = {
+        "treatment": pd.Categorical.from_codes(treatment, treatments),
+        "cell_type": pd.Categorical.from_codes(stratum, strata),
+        "library_size": library,
+    }
     if departures.n_batches > 1:
-        adata.obs["batch"] = pd.Categorical(batch.astype(str))
-    adata.layers["counts"] = adata.X.copy()
-    adata.obsm["latent"] = latent
-    for name, values in expected.items():
-        adata.layers[f"true_{name}"] = values
+        obs["batch"] = pd.Categorical(batch.astype(str))
+    adata = to_anndata(counts, obs, latent, expected)
     if counterfactual_counts:
         worlds = _couple_counts(rng, counts, own, expected, frailty)
         for name, values in worlds.items():
@@ -215,29 +209,6 @@ def simulate_perturbation(
     return adata
 
 
-def _check_sizes(
-    n_cells: int,
-    n_genes: int,
-    n_strata: int,
-    n_treatments: int,
-    n_latent: int,
-    depth: float,
-    inverse_dispersion: float,
-) -> None:
-    least = {"n_cells": 1, "n_genes": 2, "n_strata": 1, "n_treatments": 2, "n_latent": 1}
-    given = locals()
-    for name, bound in least.items():
-        if given[name] < bound:
-            raise ValueError(f"{name}={given[name]} must be at least {bound}.")
-    for name in ("depth", "inverse_dispersion"):
-        if not given[name] > 0:
-            raise ValueError(f"{name}={given[name]} must be positive.")
-
-
-def _names(first: tuple[str, ...], n: int, stem: str) -> list[str]:
-    return [*first[:n], *(f"{stem}_{i + 1}" for i in range(len(first), n))]
-
-
 def _draw_mechanism(
     rng: np.random.Generator,
     sizes: tuple[int, int, int, int],
@@ -248,34 +219,18 @@ def _draw_mechanism(
     own_rng: np.random.Generator,
     departures: Departures,
 ) -> _Mechanism:
-    """Draw the parameters; effects of the control (index 0) are zero."""
+    """Draw the parameters."""
     n_genes, n_strata, n_treatments, n_latent = sizes
-    responds = rng.random((n_treatments, n_genes)) < 0.5
-    # Responses are skewed towards activation, so that effects have a mean over genes.
-    additive = responds * rng.normal(0.5, 0.9, size=(n_treatments, n_genes)) * effect_size
-    gain = rng.normal(0, 0.2, size=(n_treatments, n_latent)) * heterogeneity
-    interaction = rng.normal(0, 0.15, size=(n_treatments, n_latent, n_genes)) * heterogeneity
-    interaction = interaction * responds[:, None, :]
-    by_stratum = rng.normal(0, 1, size=(n_strata, n_treatments, n_genes)) * stratum_interaction
-    by_stratum = by_stratum * responds
-    for effect in (additive, gain, interaction):
-        effect[0] = 0
-    by_stratum[:, 0] = 0
+    effects = draw_effects(rng, sizes, effect_size, heterogeneity, stratum_interaction)
+    baseline = draw_baseline(rng, n_genes, n_strata, n_latent)
+    preference = rng.normal(0, 0.5, size=(n_strata, n_treatments))
     stretch = np.exp(departures.variance * own_rng.normal(size=n_treatments))
     stretch[0] = 1
     direction = own_rng.normal(size=(n_treatments, n_latent))
     return _Mechanism(
-        offset=rng.normal(0, 1.0, size=n_genes) + rng.normal(0, 0.5, size=(n_strata, n_genes)),
-        loadings=rng.normal(0, 0.25, size=(n_latent, n_genes)),
-        curvature=rng.normal(0, 0.05, size=(n_latent, n_genes)),
-        additive=additive,
-        gain=gain,
-        interaction=interaction,
-        by_stratum=by_stratum,
-        latent_mean=rng.normal(0, 0.5, size=(n_strata, n_latent)),
-        propensity=softmax(
-            confounding * rng.normal(0, 0.5, size=(n_strata, n_treatments)), axis=1
-        ),
+        baseline=baseline,
+        effects=effects,
+        propensity=softmax(confounding * preference, axis=1),
         stretch=stretch,
         direction=direction / np.linalg.norm(direction, axis=1, keepdims=True),
         threshold=departures.threshold,
@@ -334,17 +289,13 @@ def _log_rate(
     mechanism: _Mechanism, latent: np.ndarray, stratum: np.ndarray, treatment: int
 ) -> np.ndarray:
     """Log-rates of every cell in the world of one treatment, ``(n_cells, n_genes)``."""
-    center = mechanism.latent_mean[stratum]
+    center = mechanism.baseline.latent_mean[stratum]
     z = center + mechanism.stretch[treatment] * (latent - center)
-    curved = 0.5 * (z**2 - 1) @ mechanism.curvature
-    log_rate = mechanism.offset[stratum] + z @ mechanism.loadings + curved
+    log_rate = mechanism.baseline.log_rate(z, stratum)
     if treatment:
-        gain = 1 + z @ mechanism.gain[treatment]
         above = np.tanh(2 * (z - center) @ mechanism.direction[treatment])
-        gain = gain + mechanism.threshold * above
-        log_rate += gain[:, None] * mechanism.additive[treatment]
-        log_rate += z @ mechanism.interaction[treatment]
-        log_rate += mechanism.by_stratum[stratum, treatment]
+        extra_gain = mechanism.threshold * above
+        mechanism.effects.add_to(log_rate, z, stratum, treatment, extra_gain=extra_gain)
     return log_rate
 
 
