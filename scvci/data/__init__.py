@@ -1,20 +1,22 @@
 """How AnnData becomes tensors: registry fields, validation, splits, the counterfactual sampler."""
 
+from ._conditions import TreatmentKeys, find_keys, read_arms
+from ._embeddings import gene_loadings, morgan_fingerprints, read_embeddings
 from ._fields import (
     CovariateField,
     TreatmentField,
     encode_covariates,
     encode_treatments,
-    missing_key_message,
     stratum_codes,
     stratum_names,
 )
 from ._folds import choose_folds, pair_folds
-from ._names import as_labels, unknown_name_message
+from ._names import as_labels, missing_key_message, unknown_name_message
 from ._reader import CellReader, control_index, resolve_indices
 from ._sampler import CounterfactualDataset, CounterfactualSampler
 from ._splitter import CounterfactualSplitter, split_cells
 from ._statistics import Cohort, Statistics, compute_statistics
+from ._treatments import Treatments
 from ._validation import (
     check_pairs,
     get_matrix,
@@ -32,6 +34,8 @@ __all__ = [
     "CovariateField",
     "Statistics",
     "TreatmentField",
+    "TreatmentKeys",
+    "Treatments",
     "as_labels",
     "check_pairs",
     "choose_folds",
@@ -39,10 +43,15 @@ __all__ = [
     "control_index",
     "encode_covariates",
     "encode_treatments",
+    "find_keys",
+    "gene_loadings",
     "get_matrix",
     "missing_key_message",
     "pair_counts",
+    "morgan_fingerprints",
     "pair_folds",
+    "read_arms",
+    "read_embeddings",
     "resolve_indices",
     "split_cells",
     "stratum_codes",

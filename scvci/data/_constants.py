@@ -10,6 +10,10 @@ TREATMENT_KEY: Final = "treatment"
 COVARIATES_KEY: Final = "covariates"
 #: Values of the continuous covariates, shape ``(n_cells, n_continuous)``.
 CONTINUOUS_KEY: Final = "continuous_covariates"
+#: Code of a cell's technical batch, shape ``(n_cells, 1)``.
+BATCH_KEY: Final = "batch"
+#: Code of the batch in which the counterfactual is decoded, shape ``(n_cells, 1)``.
+TARGET_BATCH_KEY: Final = "target_batch"
 #: Size factor of a cell, shape ``(n_cells, 1)``.
 SIZE_FACTOR_KEY: Final = "size_factor"
 #: Index of the stratum (observed combination of covariate levels), shape ``(n_cells, 1)``.

@@ -11,6 +11,8 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
+
 
 def as_labels(column: pd.Series, key: str) -> np.ndarray:
     """Turn a column of labels into an array of strings.
@@ -78,3 +80,22 @@ def encode(labels: np.ndarray, known: Sequence[str], unknown: int = -1) -> np.nd
     """Index of each label among the known ones; ``unknown`` where there is none."""
     codes = pd.Index(list(known)).get_indexer(pd.Index(labels))
     return np.where(codes < 0, unknown, codes).astype(np.int64)
+
+
+def missing_key_message(adata: AnnData, key: str, argument: str) -> str:
+    """Say which column was looked for and which there are.
+
+    Parameters
+    ----------
+    adata
+        Where it was looked for.
+    key
+        The column.
+    argument
+        Argument that named it.
+    """
+    found = ", ".join(repr(str(c)) for c in adata.obs.columns if not str(c).startswith("_scvi"))
+    return (
+        f"obs has no column {key!r} (argument {argument}). Columns found: {found or 'none'}. "
+        f"Pass the right one as {argument}=."
+    )

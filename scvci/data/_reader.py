@@ -16,10 +16,9 @@ from ._fields import (
     TreatmentField,
     encode_covariates,
     encode_treatments,
-    missing_key_message,
     stratum_codes,
 )
-from ._names import as_labels
+from ._names import missing_key_message
 from ._validation import get_matrix
 
 if TYPE_CHECKING:
@@ -47,6 +46,8 @@ class CellReader:
         Codes of all rows.
     continuous, size_factor
         Values of all rows, or ``None``.
+    batch
+        Codes of the technical batches of all rows, or ``None``.
     """
 
     adata: AnnData
@@ -57,6 +58,7 @@ class CellReader:
     stratum: np.ndarray
     continuous: np.ndarray | None
     size_factor: np.ndarray | None
+    batch: np.ndarray | None = None
 
     @classmethod
     def from_registry(cls, adata: AnnData, registry: dict, genes: np.ndarray) -> CellReader:
@@ -78,10 +80,6 @@ class CellReader:
         """
         states = {k: v["state_registry"] for k, v in registry["field_registries"].items()}
         setup = registry["setup_args"]
-        treatment_key = setup["treatment_key"]
-        if treatment_key not in adata.obs:
-            raise KeyError(missing_key_message(adata, treatment_key, "treatment_key"))
-        labels = as_labels(adata.obs[treatment_key], treatment_key)
         codes = encode_covariates(adata, states[keys.COVARIATES_KEY])
         continuous = setup["continuous_covariate_keys"]
         size_factor = setup["size_factor_key"]
@@ -89,11 +87,16 @@ class CellReader:
             adata=adata,
             matrix=get_matrix(adata, setup["layer"]),
             columns=gene_columns(adata.var_names, genes),
-            treatment=encode_treatments(labels, states[keys.TREATMENT_KEY]),
+            treatment=encode_treatments(adata, states[keys.TREATMENT_KEY]),
             covariates=codes,
             stratum=stratum_codes(codes, states[keys.COVARIATES_KEY]),
             continuous=_numeric(adata, continuous) if continuous else None,
             size_factor=_numeric(adata, [size_factor])[:, 0] if size_factor else None,
+            batch=(
+                encode_covariates(adata, states[keys.BATCH_KEY])[:, 0]
+                if keys.BATCH_KEY in states
+                else None
+            ),
         )
 
     def expression(self, rows: np.ndarray) -> np.ndarray:
@@ -113,6 +116,8 @@ class CellReader:
         }
         if self.continuous is not None:
             arrays[keys.CONTINUOUS_KEY] = self.continuous[rows].astype(np.float32)
+        if self.batch is not None:
+            arrays[keys.BATCH_KEY] = self.batch[rows, None]
         if self.size_factor is not None:
             arrays[keys.SIZE_FACTOR_KEY] = self.size_factor[rows, None].astype(np.float32)
         return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}

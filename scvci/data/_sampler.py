@@ -85,20 +85,34 @@ class CounterfactualSampler:
         score[np.arange(len(treatment)), treatment] = -np.inf
         return score.argmax(axis=1)
 
-    def draw_references(self, pair: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Draw rows of AnnData for each pair, shape ``(n_cells, n_reference)``.
+    def draw_references(
+        self, pair: np.ndarray, rng: np.random.Generator, n: int | None = None
+    ) -> np.ndarray:
+        """Draw rows of AnnData for each pair, by default shape ``(n_cells, n_reference)``.
 
         A pair without cells gets row 0; callers mask it.
         """
         count = self.statistics.pair_count[pair][:, None]
-        offset = np.floor(rng.random((len(pair), self.n_reference)) * count).astype(np.int64)
+        n = self.n_reference if n is None else n
+        offset = np.floor(rng.random((len(pair), n)) * count).astype(np.int64)
         position = np.where(count > 0, self._start[pair][:, None] + offset, 0)
         return self._by_pair[position]
 
-    def __call__(
-        self, stratum: np.ndarray, treatment: np.ndarray, rng: np.random.Generator
-    ) -> dict[str, np.ndarray]:
-        """Draw everything the module needs besides the factual cells."""
+    def draw_batches(
+        self, pair: np.ndarray, own: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
+        """Draw a technical batch from the cells of each pair; their own where there are none.
+
+        Counterfactuals then compare with the pair's cells batch for batch, also where treatments
+        are spread unevenly over batches.
+        """
+        assert self.cohort.batch is not None
+        drawn = self.cohort.batch[self.draw_references(pair, rng, 1)[:, 0]]
+        return np.where(self.statistics.pair_count[pair] > 0, drawn, own)
+
+    def __call__(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw everything the module needs besides the factual cells of ``rows``."""
+        stratum, treatment = self.cohort.stratum[rows], self.cohort.treatment[rows]
         target = self.draw_targets(stratum, treatment, rng)
         pair = stratum * self.cohort.n_treatments + target
         batch = {
@@ -107,6 +121,9 @@ class CounterfactualSampler:
             keys.REFERENCE_MEAN_KEY: self.statistics.pair_mean[pair].astype(np.float32),
             keys.REFERENCE_VAR_KEY: self.statistics.pair_var[pair].astype(np.float32),
         }
+        if self.cohort.batch is not None:
+            drawn = self.draw_batches(pair, self.cohort.batch[rows], rng)
+            batch[keys.TARGET_BATCH_KEY] = drawn[:, None]
         if self.n_reference:
             batch[keys.REFERENCE_KEY] = self._reference_cells(self.draw_references(pair, rng))
         return batch
@@ -169,8 +186,7 @@ class CounterfactualDataset(Dataset):
         Rows come in ascending order: a backed AnnData would silently return them so.
         """
         rows = self.indices[np.sort(np.atleast_1d(positions))]
-        stratum, treatment = self.sampler.cohort.stratum[rows], self.sampler.cohort.treatment[rows]
         batch = dict(self.base[rows])
-        batch[keys.STRATUM_KEY] = stratum[:, None]
-        batch.update(self.sampler(stratum, treatment, self._generator(int(rows[0]))))
+        batch[keys.STRATUM_KEY] = self.sampler.cohort.stratum[rows, None]
+        batch.update(self.sampler(rows, self._generator(int(rows[0]))))
         return batch

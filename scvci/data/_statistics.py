@@ -32,6 +32,8 @@ class Cohort:
         Numbers of codes.
     size_factor
         Given size factors of all rows, or ``None`` for library sizes.
+    batch
+        Codes of the technical batches of all rows, or ``None``.
     """
 
     adata: AnnData
@@ -42,6 +44,7 @@ class Cohort:
     n_treatments: int
     n_strata: int
     size_factor: np.ndarray | None = None
+    batch: np.ndarray | None = None
 
     @property
     def pair(self) -> np.ndarray:

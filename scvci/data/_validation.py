@@ -9,7 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ._fields import CovariateField, TreatmentField, missing_key_message
+from ._conditions import TreatmentKeys, read_arms
+from ._constants import BATCH_KEY
+from ._fields import CovariateField
+from ._names import missing_key_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,11 +57,12 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
 def validate_setup(
     adata: AnnData,
     layer: str | None,
-    treatment_key: str,
-    control: str,
+    treatment_keys: TreatmentKeys,
     categorical_covariate_keys: Sequence[str] | None,
     continuous_covariate_keys: Sequence[str] | None,
     size_factor_key: str | None,
+    batch_key: str | None = None,
+    continuous_strata: int = 1,
 ) -> None:
     """Check everything that ``setup_anndata`` is about to register.
 
@@ -66,9 +70,11 @@ def validate_setup(
 
     Parameters
     ----------
-    adata, layer, treatment_key, control, categorical_covariate_keys, continuous_covariate_keys, \
-size_factor_key
+    adata, layer, categorical_covariate_keys, continuous_covariate_keys, size_factor_key, \
+batch_key, continuous_strata
         See :meth:`scvci.model.VCI.setup_anndata`.
+    treatment_keys
+        Where and how treatments are written.
 
     Raises
     ------
@@ -82,9 +88,17 @@ size_factor_key
     _check_unique(adata.var_names, "gene", "var_names_make_unique")
     _check_unique(adata.obs_names, "cell", "obs_names_make_unique")
     _check_lists(categorical_covariate_keys, continuous_covariate_keys)
-    TreatmentField(treatment_key, control).validate_field(adata)
+    read_arms(adata, treatment_keys)
     CovariateField(categorical_covariate_keys).validate_field(adata)
-    _check_repeated(treatment_key, categorical_covariate_keys, continuous_covariate_keys)
+    batch = [] if batch_key is None else [batch_key]
+    CovariateField(batch, registry_key=BATCH_KEY).validate_field(adata)
+    _check_repeated(
+        treatment_keys.key,
+        [*(categorical_covariate_keys or []), *batch],
+        continuous_covariate_keys,
+    )
+    if int(continuous_strata) != continuous_strata or continuous_strata < 1:
+        raise ValueError(f"continuous_strata={continuous_strata} must be a whole number from 1.")
     for key in continuous_covariate_keys or []:
         _check_numeric(adata, key, "continuous_covariate_keys", positive=False)
     if size_factor_key is not None:

@@ -1,5 +1,6 @@
 """Effects of treatments and their uncertainty: arrays in, tables out."""
 
+from ._combinations import interaction_effects
 from ._conformal import (
     conformal_rank,
     conformal_threshold,
@@ -18,6 +19,7 @@ __all__ = [
     "conformal_threshold",
     "estimate_effects",
     "heterogeneity_test",
+    "interaction_effects",
     "leakage_test",
     "least_calibration_cells",
     "moderate",

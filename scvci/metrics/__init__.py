@@ -32,6 +32,7 @@ from ._population import (
     systema_reference,
 )
 from ._scoring import METRICS
+from ._similarity import similarity_weights
 from ._tables import baseline_tables, log_normalise, pair_pseudobulks
 from ._verdict import summarize, verdict
 
@@ -72,6 +73,7 @@ __all__ = [
     "r2_delta",
     "r2_means",
     "r2_variances",
+    "similarity_weights",
     "summarize",
     "systema_reference",
     "top_genes",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from scvi.module._constants import MODULE_KEYS
+from torch.nn.functional import one_hot
 
 from scvci.metrics import effect_variances, forecast_levels, pair_levels
 
@@ -69,6 +70,11 @@ def fit_calibration(
         _encode_stratum(module, reader, indices[reader.stratum[indices] == x], rng)
         for x in range(n_strata)
     ]
+    if reader.batch is not None:
+        strata = [
+            _with_batches(module, cells, reader, indices[reader.stratum[indices] == x], rng)
+            for x, cells in enumerate(strata)
+        ]
     control = module.sizes.control
     levels = measured_levels(module, statistics)
     variances = effect_variances(levels, control)
@@ -148,14 +154,41 @@ def _encode_stratum(
     return {"z": qz.loc, "covariates": inputs["covariates"]}
 
 
+def _with_batches(
+    module: VCIModule,
+    cells: dict[str, torch.Tensor],
+    reader: CellReader,
+    rows: np.ndarray,
+    rng: np.random.Generator,
+) -> dict[str, torch.Tensor]:
+    """Add the batches in which to predict for each treatment, ``(n_treatments, n_cells)``.
+
+    They are in the proportions of the pair's real cells, as the means to meet are; for a pair
+    without cells, in those of the stratum.
+    """
+    assert reader.batch is not None
+    n = len(cells["z"])
+    drawn = []
+    for t in range(module.calibration.shape[1]):
+        own = reader.batch[rows[reader.treatment[rows] == t]]
+        own = np.sort(own if len(own) else reader.batch[rows])
+        spread = own[np.arange(n) * len(own) // max(n, 1)]
+        drawn.append(rng.permutation(spread))
+    return {**cells, "batch": torch.as_tensor(np.stack(drawn), device=module.device)}
+
+
 def _mean_prediction(
     module: VCIModule, cells: dict[str, torch.Tensor], treatment: int, shift: np.ndarray
 ) -> np.ndarray:
     """Mean expected expression at the reference size, shape ``(n_genes,)``."""
     n = len(cells["z"])
+    covariates = cells["covariates"]
+    if "batch" in cells:
+        own = one_hot(cells["batch"][treatment], module.sizes.n_batches).to(covariates.dtype)
+        covariates = torch.cat([covariates[:, : -module.sizes.n_batches], own], dim=-1)
     outputs = module.generative(
         z=cells["z"],
-        covariates=cells["covariates"],
+        covariates=covariates,
         size=module.reference_size.expand(n, 1),
         treatment=torch.full((n,), treatment, device=module.device),
         shift=torch.as_tensor(shift, device=module.device).expand(n, -1),

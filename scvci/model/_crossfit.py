@@ -13,6 +13,7 @@ from anndata import AnnData
 from scvi.utils import track
 from sklearn.model_selection import StratifiedGroupKFold
 
+from scvci.data import _constants as keys
 from scvci.data import get_matrix
 
 from ._registry import RegistryMixin
@@ -30,15 +31,25 @@ class RefitMixin(RegistryMixin):
     def _plain_copy(self, rows: np.ndarray | slice = slice(None)) -> AnnData:
         """Copy registered counts, into ``X``, and registered columns; nothing of this model."""
         setup = self.registry["setup_args"]
+        treatment_key = setup["treatment_key"]
         columns = [
-            setup["treatment_key"],
+            *[treatment_key, self._setup_arg("dose_key")],
             *(setup["categorical_covariate_keys"] or []),
             *(setup["continuous_covariate_keys"] or []),
-            *([setup["size_factor_key"]] if setup["size_factor_key"] else []),
+            setup["size_factor_key"],
+            self._setup_arg("batch_key"),
         ]
+        obs = self.adata.obs[[key for key in columns if key in self.adata.obs]]
+        is_matrix = treatment_key not in obs
+        members = {treatment_key: self.adata.obsm[treatment_key]} if is_matrix else {}
         matrix = get_matrix(self.adata, setup["layer"])[rows]
         names = pd.DataFrame(index=self.adata.var_names)
-        return AnnData(matrix, obs=self.adata.obs[columns].iloc[rows].copy(), var=names)
+        return AnnData(
+            matrix,
+            obs=obs.iloc[rows].copy(),
+            var=names,
+            obsm={key: table.iloc[rows] for key, table in members.items()},
+        )
 
     def _refit_params(self) -> dict[str, Any]:
         return {**self.init_params_["non_kwargs"], "seed": self.seed_}
@@ -55,6 +66,10 @@ class RefitMixin(RegistryMixin):
         model_class: Any = type(self)
         options = {"enable_progress_bar": False, "enable_model_summary": False, **train_kwargs}
         setup = {**self.registry["setup_args"], "layer": None}
+        features = self._state(keys.TREATMENT_KEY)["embeddings"]
+        if features is not None:
+            table = pd.DataFrame(features["values"], index=features["names"])
+            setup["treatment_embeddings"] = table
         if same_names:
             setup["source_registry"] = self.registry
         with warnings.catch_warnings():

@@ -37,6 +37,7 @@ class EffectsMixin(RegistryMixin):
 
     _cells_of: Callable[[AnnData | None], AnnData]
     _cross_fit: Callable[..., CrossFit]
+    _arm: Callable[[str], Any]
     _predict: Callable[..., list[Any]]
     _require_trained: Callable[[str], None]
     _strata_of: Callable[[CellReader, np.ndarray], tuple[np.ndarray, list[str]]]
@@ -254,8 +255,11 @@ class EffectsMixin(RegistryMixin):
     def _warn_about_clusters(self, cells: AnnData) -> None:
         """Warn of a column that looks like clusters of cells that are not independent."""
         setup = self.registry["setup_args"]
-        used = {setup["treatment_key"], *(setup["categorical_covariate_keys"] or [])}
-        for name in cells.obs.columns.difference(list(used), sort=False):
+        used = {
+            *[setup["treatment_key"], self._setup_arg("dose_key")],
+            *(setup["categorical_covariate_keys"] or []),
+        }
+        for name in cells.obs.columns.difference([key for key in used if key], sort=False):
             words = set(re.split(r"[^a-z]+", str(name).lower()))
             if words & _CLUSTER_WORDS and 1 < cells.obs[name].nunique() < cells.n_obs / 2:
                 warnings.warn(
@@ -303,9 +307,9 @@ class EffectsMixin(RegistryMixin):
         @lru_cache(maxsize=2)
         def predict(treatment: str) -> np.ndarray:
             with Seeded(self.seed_):
-                values = self._predict(
-                    reader, np.arange(reader.adata.n_obs), treatment, how, True, None
-                )[0]
+                arm, n = self._arm(treatment), reader.adata.n_obs
+                each = np.zeros(n, dtype=np.int64)
+                values = self._predict(reader, np.arange(n), [arm], each, how, True, None)[0]
             values = values if isinstance(values, np.ndarray) else values.toarray()
             values = values[:, columns]
             return np.log1p(study.normalise(values)) if drawn else values

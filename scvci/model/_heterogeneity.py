@@ -38,6 +38,7 @@ class HeterogeneityMixin(RegistryMixin):
     _decode: Callable[..., torch.distributions.Distribution]
     _effect_targets: Callable[..., tuple[list[str], str]]
     _on_device: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]
+    _describe_arm: Callable[..., dict[str, Any]]
     _record: Callable[..., None]
     _require_trained: Callable[[str], None]
     _study: Callable[..., Study]
@@ -123,8 +124,13 @@ class HeterogeneityMixin(RegistryMixin):
         key = key_added or f"effect_{target}".replace("/", "_")
         cells.obs[key] = scores
         unit = "multiples of the mean effect" if genes is None else "log1p expression"
-        entry = {"reference": control, "scale": unit, "kind": "effect score"}
-        self._record(cells, key, target, entry)
+        entry = {
+            **self._describe_arm(target),
+            "reference": control,
+            "scale": unit,
+            "kind": "effect score",
+        }
+        self._record(cells, key, entry)
         # The scale of a score is its unit, whatever the likelihood.
         cells.uns["scvci"][key]["scale"] = unit
         return key

@@ -67,6 +67,7 @@ class IntervalsMixin(RegistryMixin):
     _targets: Callable[..., list[str]]
     _layer_names: Callable[..., dict[str, list[str]]]
     _warn_about_cells: Callable[..., None]
+    _describe_arm: Callable[..., dict[str, Any]]
     _record: Callable[..., None]
 
     def predict_interval(
@@ -192,7 +193,8 @@ class IntervalsMixin(RegistryMixin):
         self._require_trained("predict intervals")
         _check_request(level, method, n_samples)
         targets = self._targets(treatment)
-        names = self._layer_names(targets, layer_added, treatment, Scale(None, False, None))
+        single = isinstance(treatment, str)
+        names = self._layer_names(targets, layer_added, single, Scale(None, False, None))
         held, kind = self._calibration_cells(calibration_indices)
         request = _Request(level, method, n_samples, seed, kind)
         cells = self._cells_of(adata)
@@ -215,8 +217,8 @@ class IntervalsMixin(RegistryMixin):
             layers = predictive.bounds(reader, rows, code, calibration.threshold)
             for end, values in zip(("low", "high"), layers, strict=True):
                 cells.layers[f"{base}_{end}"] = values
-                entry = self._describe(end, calibration, request)
-                self._record(cells, f"{base}_{end}", target, entry)
+                entry = {**self._describe_arm(target), **self._describe(end, calibration, request)}
+                self._record(cells, f"{base}_{end}", entry)
                 written.append(f"{base}_{end}")
         return written
 

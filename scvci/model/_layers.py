@@ -26,17 +26,59 @@ class Scale:
         Number of draws, or ``None`` for expectations.
     quantiles
         Quantiles of the draws, or ``None`` for the draws themselves.
+    keep_totals
+        Whether the counts of a draw add up to the cell's total, or to the library size.
     """
 
     library_size: float | None
     log1p: bool
     n_samples: int | None
     quantiles: tuple[float, ...] | None = None
+    keep_totals: bool = False
+
+    def check(self, is_count: bool) -> None:
+        """Refuse what makes no sense, or no sense for log-normalised data.
+
+        Parameters
+        ----------
+        is_count
+            Whether the likelihood is one of counts.
+
+        Raises
+        ------
+        ValueError
+            With the setting at fault.
+        """
+        if self.n_samples is not None and self.n_samples < 1:
+            raise ValueError(f"n_samples={self.n_samples} must be at least 1.")
+        if self.library_size is not None and not self.library_size > 0:
+            raise ValueError(f"library_size={self.library_size} must be positive.")
+        if not is_count and (self.library_size is not None or self.log1p):
+            raise ValueError(
+                "library_size and log1p are for count likelihoods; with likelihood='normal' the "
+                "counterfactual is on the scale of the data (log-normalised)."
+            )
+        if self.keep_totals and not (is_count and self.n_samples and not self.quantiles):
+            raise ValueError(
+                "keep_totals is for draws of counts: pass n_samples=, without quantiles, with a "
+                "likelihood of counts."
+            )
+        if self.keep_totals and (self.library_size or 0) % 1:
+            raise ValueError(
+                f"library_size={self.library_size} must be a whole number for keep_totals."
+            )
+        if self.quantiles is not None:
+            _check_quantiles(self.quantiles, self.n_samples)
+        elif self.n_samples and self.log1p:
+            raise ValueError(
+                "n_samples draws counts; log1p applies to expectations and quantiles only."
+            )
 
     def describe(self) -> str:
         """Say in words what the numbers are."""
         size = f"library size {self.library_size:g}" if self.library_size else "own library size"
         what = "sampled counts" if self.n_samples else "expected counts"
+        what = f"{what} with given totals" if self.keep_totals else what
         what = f"quantile of {what}" if self.quantiles else what
         return f"{'log1p of ' if self.log1p else ''}{what} at {size}"
 
@@ -109,3 +151,18 @@ class LayerCollector:
             return self._dense
         empty = sparse.csr_matrix(self.shape, dtype=np.int32)
         return [sparse.vstack(b, format="csr") if b else empty for b in self._blocks]
+
+
+def _check_quantiles(quantiles: tuple[float, ...], n_samples: int | None) -> None:
+    if not quantiles or not all(0 < q < 1 for q in quantiles):
+        raise ValueError(
+            f"quantiles={quantiles} must lie strictly between 0 and 1, such as (0.05, 0.95)."
+        )
+    if len(set(quantiles)) < len(quantiles):
+        raise ValueError(f"Quantiles are asked for more than once: {quantiles}.")
+    tail = min(min(q, 1 - q) for q in quantiles)
+    if n_samples is not None and n_samples * tail < 1 - 1e-9:
+        raise ValueError(
+            f"n_samples={n_samples} draws do not reach quantiles={quantiles}; draw at least "
+            f"{int(np.ceil(1 / tail - 1e-9))}."
+        )

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scvi import settings
+from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
 
 from scvci._version import __version__
-from scvci.data import CellReader, resolve_indices, unknown_name_message
+from scvci.data import CellReader, resolve_indices
 from scvci.data import _constants as keys
+from scvci.module import sample_with_totals
 
+from ._arms import NewArm
 from ._layers import LayerCollector, Scale
-from ._registry import RegistryMixin
+from ._requests import RequestsMixin
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
     from anndata import AnnData
 
 
@@ -27,19 +31,23 @@ if TYPE_CHECKING:
 _N_QUANTILE_DRAWS = 100
 
 
-class PredictionMixin(RegistryMixin):
+class PredictionMixin(RequestsMixin):
     """What would have been: counterfactual expression, and the latent state it rests on."""
 
     def predict_counterfactual(
         self,
-        treatment: str | Sequence[str] | None = None,
+        treatment: str | Sequence[str] | pd.DataFrame | None = None,
         adata: AnnData | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         layer_added: str | None = None,
+        dose: float | str | None = None,
+        target_key: str | None = None,
+        batch: str | None = None,
         library_size: float | None = None,
         log1p: bool = False,
         n_samples: int | None = None,
         quantiles: Sequence[float] | float | None = None,
+        keep_totals: bool = False,
         calibrated: bool = True,
         batch_size: int | None = None,
     ) -> list[str]:
@@ -51,7 +59,10 @@ class PredictionMixin(RegistryMixin):
         Parameters
         ----------
         treatment
-            A treatment, several, or ``None`` for all, the control included.
+            A treatment, several, or ``None`` for all that were measured, the control included. A
+            combination, a dose or (with ``treatment_embeddings``) a treatment need not have been
+            measured: see Notes. A data frame has a row for each request, in the columns
+            ``treatment`` and, perhaps, ``dose``.
         adata
             Cells to predict for, by default the model's. Genes are aligned by name; genes that the
             model does not have become NaN.
@@ -60,6 +71,14 @@ class PredictionMixin(RegistryMixin):
         layer_added
             Name of the layer, by default ``"counterfactual_<treatment>"`` (a ``/`` in a name
             becomes ``_``, as files cannot hold it). With several treatments it is the prefix.
+        dose
+            Dose of the treatments, in data with doses: a number, or one for each member
+            (``"1.0+0.5"``). It can also be part of the name: ``"A@0.5"``.
+        target_key
+            Column of ``obs`` with a treatment for each cell, in place of ``treatment``; the layer
+            is ``"counterfactual_<target_key>"``.
+        batch
+            Technical batch to predict in (``batch_key``), by default each cell's own.
         library_size
             Library size (or size factor) to predict at; by default each cell's own. Not for
             ``likelihood="normal"``, whose layers are on the scale of the data.
@@ -75,6 +94,9 @@ class PredictionMixin(RegistryMixin):
             layers ending in ``_q05`` and ``_q95``: for each cell and gene, the smallest draw that
             this share of the draws does not exceed. ``n_samples`` is then 100 by default; time
             grows with it, and so does memory, but only that of one batch.
+        keep_totals
+            Draw counts (``n_samples``) that add up to the cell's own total, or to a whole
+            ``library_size``: raw counts for a submission that is to have the totals of real cells.
         calibrated
             Whether to apply the marginal calibration of the (stratum, treatment).
         batch_size
@@ -95,6 +117,12 @@ class PredictionMixin(RegistryMixin):
 
         Notes
         -----
+        What was not measured is put together on the scale of the linear predictor: members of a
+        combination add up, a dose lies between its neighbours, and a treatment without a cell is
+        the weighted sum of the measured ones that its features say. The layer's record says which
+        (``basis``). None of this is known from the data at hand: members that act on the same
+        pathway do not add up.
+
         The individual counterfactual is identified only under assumptions. Data determine how
         expression is distributed in a stratum under each treatment, but not which cell would have
         been which: models that rotate the latent state of the treated cells fit equally well and
@@ -108,23 +136,35 @@ class PredictionMixin(RegistryMixin):
         Inference", ICLR 2025.
         """
         self._require_trained("predict counterfactuals")
-        targets = self._targets(treatment)
+        cells = self._cells_of(adata)
+        targets, which = self._requests(cells, treatment, dose, target_key)
         if quantiles is not None:
             quantiles = tuple(float(q) for q in np.atleast_1d(quantiles))
             n_samples = _N_QUANTILE_DRAWS if n_samples is None else n_samples
-        scale = Scale(library_size, log1p, n_samples, quantiles)
-        self._check_scale(scale)
-        cells = self._cells_of(adata)
+        scale = Scale(library_size, log1p, n_samples, quantiles, keep_totals)
+        scale.check(self.module.likelihood.is_count)
         reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
         rows = resolve_indices(cells, indices)
-        names = self._layer_names(targets, layer_added, treatment, scale)
+        labels = targets if target_key is None else [target_key]
+        single = isinstance(treatment, str) or target_key is not None
+        names = self._layer_names(labels, layer_added, single and len(labels) == 1, scale)
         self._warn_about_cells(reader, rows)
-        for target, layers in names.items():
-            outputs = self._predict(reader, rows, target, scale, calibrated, batch_size)
+        arms = [self._arm(target) for target in targets]
+        for k, (label, layers) in enumerate(names.items()):
+            own = np.full(cells.n_obs, k) if which is None else which
+            outputs = self._predict(
+                reader, rows, arms, own, scale, calibrated, batch_size, self._batch_code(batch)
+            )
             for i, (layer, values) in enumerate(zip(layers, outputs, strict=True)):
                 cells.layers[layer] = values
-                entry = {"scale": scale.describe(), "calibrated": calibrated}
-                self._record(cells, layer, target, {**entry, **scale.sampling(i)})
+                entry = (
+                    self._describe_arm(label, arms[k])
+                    if which is None
+                    else {"treatment": f"obs[{label!r}]", "dose": "of each cell"}
+                )
+                entry |= {"scale": scale.describe(), "calibrated": calibrated}
+                entry["batch"] = "of each cell" if batch is None else batch
+                self._record(cells, layer, {**entry, **scale.sampling(i)})
         return [layer for layers in names.values() for layer in layers]
 
     def get_latent_representation(
@@ -185,49 +225,13 @@ class PredictionMixin(RegistryMixin):
             raise ValueError("The model was loaded without cells; pass adata=.")
         return cells
 
-    def _targets(self, treatment: str | Sequence[str] | None) -> list[str]:
-        known = self.treatments
-        if treatment is None:
-            return known
-        single = isinstance(treatment, str) or not isinstance(treatment, Sequence | np.ndarray)
-        targets = [str(treatment)] if single else [str(t) for t in treatment]
-        for target in targets:
-            if target not in known:
-                raise ValueError(
-                    unknown_name_message("Treatment", target, known)
-                    + " Nothing was predicted; ask for a known treatment or train on data with "
-                    "this one."
-                )
-        if len(set(targets)) < len(targets):
-            raise ValueError(f"Treatments are asked for more than once: {targets}.")
-        return targets
-
-    def _check_scale(self, scale: Scale) -> None:
-        is_count = self.module.likelihood.is_count
-        if scale.n_samples is not None and scale.n_samples < 1:
-            raise ValueError(f"n_samples={scale.n_samples} must be at least 1.")
-        if scale.library_size is not None and not scale.library_size > 0:
-            raise ValueError(f"library_size={scale.library_size} must be positive.")
-        if not is_count and (scale.library_size is not None or scale.log1p):
-            raise ValueError(
-                "library_size and log1p are for count likelihoods; with likelihood='normal' the "
-                "counterfactual is on the scale of the data (log-normalised)."
-            )
-        if scale.quantiles is not None:
-            _check_quantiles(scale.quantiles, scale.n_samples)
-        elif scale.n_samples and scale.log1p:
-            raise ValueError(
-                "n_samples draws counts; log1p applies to expectations and quantiles only."
-            )
-
     @staticmethod
     def _layer_names(
         targets: list[str],
         layer_added: str | None,
-        treatment: str | Sequence[str] | None,
+        single: bool,
         scale: Scale,
     ) -> dict[str, list[str]]:
-        single = isinstance(treatment, str)
         names = {}
         for target in targets:
             base = layer_added if single and layer_added else None
@@ -269,28 +273,58 @@ class PredictionMixin(RegistryMixin):
         self,
         reader: CellReader,
         rows: np.ndarray,
-        target: str,
+        arms: Sequence[int | NewArm],
+        which: np.ndarray,
         scale: Scale,
         calibrated: bool,
         batch_size: int | None,
+        in_batch: int | None = None,
     ) -> list[Any]:
-        """Layers (one, or one per sample) aligned with all rows and genes of the AnnData."""
-        code = self.treatments.index(target)
+        """Layers (one, or one per sample) aligned with all rows and genes of the AnnData.
+
+        Each cell gets the arm that ``which`` says, shape ``(n_obs,)``.
+        """
         sampled = bool(scale.n_samples) and not scale.quantiles
         sparse_layers = sampled and self.module.likelihood.is_count
         collector = LayerCollector(reader, rows, len(scale.suffixes()), sparse_layers)
         for batch, tensors in reader.batches(rows, batch_size or settings.batch_size):
-            px = self._decode(self._on_device(tensors), code, scale, calibrated)
-            values = px.sample() if scale.n_samples else px.mean
-            values = _quantiles(values, scale.quantiles) if scale.quantiles else values
-            values = torch.log1p(values) if scale.log1p else values
-            collector.add(batch, values.cpu().numpy().astype(np.float32, copy=False))
+            if in_batch is not None:
+                target = torch.full_like(tensors[keys.BATCH_KEY], in_batch)
+                tensors[keys.TARGET_BATCH_KEY] = target
+            parts = []
+            for k in np.unique(which[batch]):
+                own = torch.from_numpy(np.flatnonzero(which[batch] == k))
+                cells = self._on_device({name: t[own] for name, t in tensors.items()})
+                parts.append((own, self._values(cells, arms[k], scale, calibrated)))
+            block = np.empty((len(parts[0][1]), len(batch), parts[0][1].shape[-1]), np.float32)
+            for own, values in parts:
+                block[:, own] = values
+            collector.add(batch, block)
         return collector.layers()
+
+    def _values(
+        self,
+        tensors: dict[str, torch.Tensor],
+        arm: int | NewArm,
+        scale: Scale,
+        calibrated: bool,
+    ) -> np.ndarray:
+        """Return what layers hold of a batch, shape ``(n_layers, n_cells, n_genes)``."""
+        px = self._decode(tensors, arm, scale, calibrated)
+        if scale.keep_totals:
+            totals = tensors[REGISTRY_KEYS.X_KEY].sum(dim=-1, keepdim=True)
+            fixed = scale.library_size
+            values = sample_with_totals(px, totals if fixed is None else 0 * totals + fixed)
+        else:
+            values = px.sample() if scale.n_samples else px.mean
+        values = _quantiles(values, scale.quantiles) if scale.quantiles else values
+        values = torch.log1p(values) if scale.log1p else values
+        return values.cpu().numpy()
 
     def _decode(
         self,
         tensors: dict[str, torch.Tensor],
-        code: int | torch.Tensor,
+        code: int | torch.Tensor | NewArm,
         scale: Scale,
         calibrated: bool,
         z: torch.Tensor | None = None,
@@ -308,19 +342,23 @@ class PredictionMixin(RegistryMixin):
         size = inputs["size"]
         if scale.library_size is not None:
             size = torch.full_like(size, scale.library_size)
-        treatment = torch.zeros_like(inputs["treatment"]) + code
         stratum = tensors[keys.STRATUM_KEY].squeeze(-1)
-        shift = module.calibration_shift(stratum, treatment) if calibrated else None
-        return module.generative(z, size, treatment, inputs["covariates"], shift=shift)[
-            MODULE_KEYS.PX_KEY
-        ]
+        if isinstance(code, NewArm):
+            treatment = code.code.expand(len(stratum), -1)
+            shift = code.shift_of(stratum)
+        else:
+            treatment = torch.zeros_like(inputs["treatment"]) + code
+            shift = module.calibration_shift(stratum, treatment)
+        covariates = module.covariate_codes(tensors, counterfactual=True)
+        outputs = module.generative(
+            z, size, treatment, covariates, shift=shift if calibrated else None
+        )
+        return outputs[MODULE_KEYS.PX_KEY]
 
-    def _record(self, cells: AnnData, layer: str, target: str, entry: dict[str, Any]) -> None:
+    def _record(self, cells: AnnData, layer: str, entry: dict[str, Any]) -> None:
         """Write what a layer holds, and which model wrote it, to ``uns``."""
         provenance = dict(cells.uns.get("scvci", {}))
         provenance[layer] = {
-            "treatment": target,
-            "dose": 1.0,
             **entry,
             "likelihood": self.module.config.likelihood,
             "model": type(self).__name__,
@@ -330,21 +368,6 @@ class PredictionMixin(RegistryMixin):
         if not self.module.likelihood.is_count:
             provenance[layer]["scale"] = "scale of the training data"
         cells.uns["scvci"] = provenance
-
-
-def _check_quantiles(quantiles: tuple[float, ...], n_samples: int | None) -> None:
-    if not quantiles or not all(0 < q < 1 for q in quantiles):
-        raise ValueError(
-            f"quantiles={quantiles} must lie strictly between 0 and 1, such as (0.05, 0.95)."
-        )
-    if len(set(quantiles)) < len(quantiles):
-        raise ValueError(f"Quantiles are asked for more than once: {quantiles}.")
-    tail = min(min(q, 1 - q) for q in quantiles)
-    if n_samples is not None and n_samples * tail < 1 - 1e-9:
-        raise ValueError(
-            f"n_samples={n_samples} draws do not reach quantiles={quantiles}; draw at least "
-            f"{int(np.ceil(1 / tail - 1e-9))}."
-        )
 
 
 def _quantiles(draws: torch.Tensor, quantiles: Sequence[float]) -> torch.Tensor:

@@ -22,9 +22,10 @@ from scvci.data import (
     stratum_codes,
 )
 from scvci.data import _constants as keys
-from scvci.metrics import effect_variances
+from scvci.metrics import effect_variances, similarity_weights
 from scvci.train import RestoreBest, VCITrainingPlan
 
+from ._arms import mean_effects, variance_beyond
 from ._calibration import fit_calibration, measured_levels
 from ._collapse import warn_if_collapsed
 from ._registry import RegistryMixin
@@ -209,6 +210,11 @@ class TrainingMixin(RegistryMixin):
             n_treatments=len(self.treatments),
             n_strata=len(self.strata),
             size_factor=None if size_factor is None else np.asarray(size_factor, float).ravel(),
+            batch=(
+                np.asarray(self.adata_manager.get_from_registry(keys.BATCH_KEY))[:, 0]
+                if self.batches
+                else None
+            ),
         )
 
     def _prepare(self, train_indices: np.ndarray) -> tuple[Statistics, CounterfactualSampler]:
@@ -252,7 +258,8 @@ class TrainingMixin(RegistryMixin):
         control = self.module.sizes.control
         if not levels.observed[:, control].any():
             return None
-        return astuple(effect_variances(levels, control))
+        beyond = variance_beyond(levels, self._arms, control)
+        return (*astuple(effect_variances(levels, control)), beyond)
 
     def _after_training(self, indices: np.ndarray, rng: np.random.Generator) -> None:
         """Calibrate on the cells that training and early stopping saw, and look for collapse."""
@@ -260,7 +267,23 @@ class TrainingMixin(RegistryMixin):
         reader = CellReader.from_registry(self.adata, self.registry, self.gene_names_)
         shift = fit_calibration(self.module, reader, indices, statistics, rng)
         self.module.calibration.copy_(torch.as_tensor(shift))
+        self.treatment_similarity_ = self._similar_treatments(statistics)
         warn_if_collapsed(self.module, reader, indices, statistics, rng)
+
+    def _similar_treatments(self, statistics: Statistics) -> dict[str, Any] | None:
+        """Treatments with features as weighted sums of the measured ones."""
+        table = self._state(keys.TREATMENT_KEY).get("embeddings")
+        if table is None:
+            return None
+        levels = measured_levels(self.module, statistics)
+        effects = mean_effects(levels, self._arms, self.module.sizes.control)
+        names, values = list(table["names"]), np.asarray(table["values"], dtype=float)
+        measured = np.array([names.index(member) for member in self._arms.members])
+        found = np.flatnonzero(np.isfinite(effects).all(axis=1))
+        weights = np.zeros((len(names), len(measured)))
+        if len(found):
+            weights[:, found] = similarity_weights(values[measured[found]], effects[found], values)
+        return {"names": names, "weights": weights}
 
 
 class Seeded(AbstractContextManager):

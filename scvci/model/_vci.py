@@ -16,7 +16,10 @@ from scvci.data import (
     TreatmentField,
     check_pairs,
     control_index,
+    find_keys,
     pair_counts,
+    read_arms,
+    read_embeddings,
     stratum_codes,
     stratum_names,
     validate_expression,
@@ -25,6 +28,7 @@ from scvci.data import (
 from scvci.data import _constants as keys
 from scvci.module import DataSizes, ModuleConfig, VCIModule, build_config
 
+from ._combinations import CombinationsMixin
 from ._crossfit import CrossFitMixin
 from ._diagnostics import DiagnosticsMixin
 from ._effects import EffectsMixin
@@ -39,7 +43,10 @@ from ._training import Seeded, TrainingMixin
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
+
+    from scvci.data import TreatmentKeys
 
 
 class VCI(
@@ -48,6 +55,7 @@ class VCI(
     EffectsMixin,
     RankingMixin,
     HeterogeneityMixin,
+    CombinationsMixin,
     DiagnosticsMixin,
     CrossFitMixin,
     EvaluationMixin,
@@ -145,6 +153,11 @@ class VCI(
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         size_factor_key: str | None = None,
+        dose_key: str | None = None,
+        separator: str | None = None,
+        treatment_embeddings: pd.DataFrame | str | None = None,
+        batch_key: str | None = None,
+        continuous_strata: int = 1,
         **kwargs: Any,
     ) -> None:
         """Register treatment, covariates and expression of an AnnData.
@@ -160,16 +173,35 @@ class VCI(
             for ``X``.
         treatment_key
             Column of ``obs`` with the treatment of each cell. Numbers and booleans are read as
-            their text; no character in a name has a meaning.
+            their text; no character in a name has a meaning but the ``separator``. Or an entry of
+            ``obsm``: a data frame with a column for each treatment, whose rows hold zeros and
+            ones, or doses; zeros throughout are the control.
         control
             Label of the untreated cells.
         categorical_covariate_keys
             Columns whose observed combinations are the strata within which treated and control
             cells compare.
         continuous_covariate_keys
-            Columns of numbers that the encoder sees.
+            Columns of numbers that the networks see.
         size_factor_key
             Column of size factors; by default a cell's library size scales its counts.
+        dose_key
+            Column of ``obs`` with the dose of each cell: a number, or one for each member of a
+            combination with the separator between them (``"1.0+0.5"``). A dose of 0 is the
+            control. Treatments are then named with their dose, as ``"A@0.5"``.
+        separator
+            Between the members of a combination, as ``"+"`` in ``"A+B"``. The order of members
+            does not matter, and a control among them means no further treatment.
+        treatment_embeddings
+            Features by which treatments without a single cell are predicted: a data frame with a
+            row for each treatment, measured or not; the name of one in ``uns`` or ``varm``; or
+            ``"gene_loadings"`` for treatments that are genes, from the control cells.
+        batch_key
+            Column of ``obs`` with technical batches. They are no strata: cells are compared
+            across them, and a counterfactual stays in its cell's batch.
+        continuous_strata
+            Number of bins into which each continuous covariate is cut at its quantiles, to be
+            compared within like the categorical ones; 1 for none.
         **kwargs
             Passed to :meth:`scvi.data.AnnDataManager.register_fields`.
 
@@ -185,22 +217,33 @@ class VCI(
         """
         control = str(control)
         setup_method_args = cls._get_setup_method_args(**locals())
+        treatment_keys = find_keys(adata, str(treatment_key), control, dose_key, separator)
         validate_setup(
             adata,
             layer,
-            treatment_key,
-            control,
+            treatment_keys,
             categorical_covariate_keys,
             continuous_covariate_keys,
             size_factor_key,
+            batch_key,
+            continuous_strata,
         )
+        embeddings = None
+        if "source_registry" not in kwargs:
+            embeddings = _read_embeddings(adata, layer, treatment_keys, treatment_embeddings)
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            TreatmentField(treatment_key, control),
-            CovariateField(categorical_covariate_keys),
+            TreatmentField(treatment_keys, embeddings),
+            CovariateField(
+                categorical_covariate_keys,
+                {key: [] for key in continuous_covariate_keys or [] if continuous_strata > 1},
+                continuous_strata,
+            ),
             NumericalJointObsField(keys.CONTINUOUS_KEY, continuous_covariate_keys),
             NumericalObsField(keys.SIZE_FACTOR_KEY, size_factor_key, required=False),
         ]
+        if batch_key is not None:
+            fields.append(CovariateField([batch_key], registry_key=keys.BATCH_KEY))
         if "source_registry" not in kwargs:
             _check_design(adata, fields[1], fields[2])
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
@@ -223,19 +266,24 @@ class VCI(
 
     def _sizes(self) -> DataSizes:
         covariates = self._state(keys.COVARIATES_KEY)
-        n_treatments = len(self.treatments)
-        control = control_index(self._state(keys.TREATMENT_KEY))
-        codes = np.eye(n_treatments, dtype=np.float32)
-        if self.config.architecture.kind != "paper":
-            # The control is the zero vector; the reference implementation gives it a column.
-            codes = np.delete(codes, control, axis=1)
+        treatments = self._arms
+        doses = treatments.relative_doses
+        if self.config.architecture.kind == "paper":
+            # The reference implementation gives the control a column; here it is the zero vector.
+            doses = np.hstack([(doses == 0).all(axis=1, keepdims=True), doses])
+            beyond = np.zeros((len(doses), 0))
+        else:
+            largest = treatments.alone & (doses.max(axis=1) == 1)
+            beyond = np.eye(len(doses))[:, doses.any(axis=1) & ~largest]
         return DataSizes(
             n_genes=self.summary_stats["n_vars"],
-            treatment_codes=codes,
-            control=control,
+            treatment_codes=np.hstack([doses, beyond]).astype(np.float32),
+            control=control_index(self._state(keys.TREATMENT_KEY)),
             n_levels=[len(levels) for levels in covariates["levels"]],
             n_continuous=len(self._setup_arg("continuous_covariate_keys") or []),
             n_strata=len(covariates["strata"]),
+            n_members=doses.shape[1],
+            n_batches=len(self.batches),
         )
 
     def __repr__(self) -> str:
@@ -262,7 +310,11 @@ class VCI(
 
 def _check_design(adata: AnnData, treatment: TreatmentField, covariates: CovariateField) -> None:
     """Check strata and pairs on a copy of the labels only."""
-    labels = type(adata)(obs=adata.obs[[treatment.treatment_key, *covariates.covariate_keys]])
+    given = treatment.treatment_keys
+    columns = [given.key, given.dose_key, *covariates.covariate_keys, *covariates.edges]
+    labels = type(adata)(obs=adata.obs[[k for k in columns if k in adata.obs]])
+    if given.key not in labels.obs:
+        labels.obsm[given.key] = adata.obsm[given.key]
     state = treatment.register_field(labels)
     strata = covariates.register_field(labels)
     counts = pair_counts(
@@ -272,6 +324,28 @@ def _check_design(adata: AnnData, treatment: TreatmentField, covariates: Covaria
         len(strata["strata"]),
     )
     check_pairs(counts, state["names"], stratum_names(strata))
+
+
+def _read_embeddings(
+    adata: AnnData,
+    layer: str | None,
+    treatment_keys: TreatmentKeys,
+    table: pd.DataFrame | str | None,
+) -> tuple[list[str], np.ndarray] | None:
+    """Features of the treatments, those of genes from the control cells."""
+    if table is None:
+        return None
+    names, conditions = read_arms(adata, treatment_keys)
+    members = sorted({member for condition in conditions.values() for member in condition})
+    return read_embeddings(
+        table,
+        adata,
+        members,
+        treatment_keys.control,
+        treatment_keys.separator,
+        layer=layer,
+        cells=names == treatment_keys.control,
+    )
 
 
 def _choose_seed(seed: int | None) -> int:

@@ -31,6 +31,9 @@ class Architecture:
         shrunk towards what strata have in common.
     decoder_covariates
         Whether the decoder's baseline sees the covariates besides the latent state.
+    dose_response
+        How an effect grows with dose: ``"linear"``, ``"log"``, or ``"monotone"`` for a learned
+        Hill curve of each treatment.
     """
 
     kind: Literal["effect", "paper"] = "effect"
@@ -41,6 +44,7 @@ class Architecture:
     interaction: bool = True
     stratum_effects: bool = True
     decoder_covariates: bool = True
+    dose_response: str = "monotone"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.functional import one_hot
 from scvci.data import _constants as keys
 
 from ._covariate_terms import Cells, Counterfactual, get_covariate_term
+from ._doses import DoseResponse, get_dose_response
 from ._likelihoods import get_likelihood
 from ._networks import EffectDecoder, Encoder, PaperDecoder, PaperEncoder
 from ._terms import individual_term, latent_divergence
@@ -24,34 +24,7 @@ if TYPE_CHECKING:
     from torch.distributions import Distribution, Normal
 
     from ._config import ModuleConfig
-
-
-@dataclass(frozen=True)
-class DataSizes:
-    """Sizes of the data that the networks are built for.
-
-    Attributes
-    ----------
-    n_genes
-        Genes.
-    treatment_codes
-        Code of each treatment, shape ``(n_treatments, n_code)``.
-    control
-        Index of the control among the treatments.
-    n_levels
-        Levels of each categorical covariate.
-    n_continuous
-        Continuous covariates.
-    n_strata
-        Observed combinations of covariate levels.
-    """
-
-    n_genes: int
-    treatment_codes: np.ndarray
-    control: int
-    n_levels: list[int]
-    n_continuous: int
-    n_strata: int
+    from ._sizes import DataSizes
 
 
 class VCIModule(BaseModuleClass):
@@ -88,13 +61,14 @@ class VCIModule(BaseModuleClass):
 
         n_treatments, n_code = sizes.treatment_codes.shape
         n_one_hot = sum(sizes.n_levels)
-        n_covariate = n_one_hot + sizes.n_continuous
+        n_covariate = n_one_hot + sizes.n_continuous + sizes.n_batches
         n_heads = self.likelihood.n_heads
         widths = (architecture.n_latent, architecture.n_hidden, architecture.n_layers)
         self.encoder: Encoder | PaperEncoder
         self.decoder: EffectDecoder | PaperDecoder
         if paper:
             blocks = [*sizes.n_levels, *([1] * sizes.n_continuous)]
+            blocks += [sizes.n_batches] if sizes.n_batches else []
             self.encoder = PaperEncoder(sizes.n_genes, n_code, blocks, *widths)
             self.decoder = PaperDecoder(
                 architecture.n_latent, n_code, sizes.n_genes, n_heads, *widths[1:]
@@ -106,13 +80,21 @@ class VCIModule(BaseModuleClass):
             self.decoder = EffectDecoder(
                 architecture.n_latent,
                 n_code,
-                n_covariate if architecture.decoder_covariates else 0,
+                n_covariate if architecture.decoder_covariates else sizes.n_batches,
                 sizes.n_genes,
                 n_heads,
                 *widths[1:],
                 interaction=architecture.interaction,
                 stratum_effects=architecture.stratum_effects,
+                n_members=sizes.doses.shape[1],
+                n_batches=sizes.n_batches,
+                order=int((sizes.doses > 0).sum(axis=1).max()),
             )
+        doses = sizes.doses
+        response = get_dose_response(architecture.dose_response)
+        # Where each member has one dose, every response is the same.
+        several = ((doses > 0) & (doses < 1)).any()
+        self.response = response(doses) if several else DoseResponse(doses)
         term = get_covariate_term(objective.covariate_term)
         self.covariate_term = term(sizes.n_genes, n_code, n_covariate, objective.reduction)
 
@@ -147,10 +129,11 @@ class VCIModule(BaseModuleClass):
             scaled = torch.log1p(scaled)
         return (scaled - self.feature_mean) / self.feature_scale
 
-    def covariate_codes(self, tensors: dict[str, Tensor]) -> Tensor:
+    def covariate_codes(self, tensors: dict[str, Tensor], counterfactual: bool = False) -> Tensor:
         """One-hot categorical and standardised continuous covariates, ``(n_cells, n_covariate)``.
 
-        A level that the model does not know (code −1) is all zeros.
+        A level that the model does not know (code −1) is all zeros. Technical batches come last;
+        ``counterfactual`` takes those of the targets, where there are any.
         """
         codes = tensors[keys.COVARIATES_KEY].long()
         blocks = [
@@ -160,6 +143,11 @@ class VCIModule(BaseModuleClass):
         if self.sizes.n_continuous:
             values = tensors[keys.CONTINUOUS_KEY]
             blocks.append((values - self.continuous_mean) / self.continuous_scale)
+        if self.sizes.n_batches:
+            batch = tensors[keys.BATCH_KEY]
+            if counterfactual:
+                batch = tensors.get(keys.TARGET_BATCH_KEY, batch)
+            blocks.append(one_hot(batch.long().squeeze(-1), self.sizes.n_batches).float())
         return torch.cat(blocks, dim=-1)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: object) -> dict:
@@ -180,6 +168,18 @@ class VCIModule(BaseModuleClass):
             "covariates": self.covariate_codes(tensors),
         }
 
+    def codes(self) -> Tensor:
+        """Codes of the arms, with strengths in place of doses, ``(n_treatments, n_code)``."""
+        n = self.sizes.doses.shape[1]
+        strengths = self.response(self.treatment_codes[:, :n])
+        return torch.cat([strengths, self.treatment_codes[:, n:]], dim=-1)
+
+    def _code_of(self, treatment: Tensor) -> tuple[Tensor, int | None]:
+        """Codes of cells, and their most members where these are not the arms'."""
+        if not treatment.is_floating_point():
+            return self.codes()[treatment], None
+        return treatment, int((treatment[:, : self.sizes.doses.shape[1]] != 0).sum(-1).max())
+
     # -- the model ------------------------------------------------------------------------------
 
     @auto_move_data
@@ -199,7 +199,7 @@ class VCIModule(BaseModuleClass):
         ``(n_samples, n_cells, n_latent)``.
         """
         scaled = self.at_reference_size(expression, size)
-        qz = self.encoder(self.features(scaled), self.treatment_codes[treatment], covariates)
+        qz = self.encoder(self.features(scaled), self.codes()[treatment], covariates)
         z = qz.rsample((self.config.objective.n_samples if n_samples is None else n_samples,))
         return {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.QZ_KEY: qz}
 
@@ -221,15 +221,16 @@ class VCIModule(BaseModuleClass):
         size
             Library sizes or size factors, shape ``(n_cells, 1)``.
         treatment
-            Index of the treatment, shape ``(n_cells,)``.
+            Index of the treatment, shape ``(n_cells,)``, or codes, shape ``(n_cells, n_code)``.
         covariates
             Covariate codes, shape ``(n_cells, n_covariate)``.
         shift
             Added to the linear predictor of the mean, shape ``(n_cells, n_genes)``.
         """
         if not self.config.architecture.decoder_covariates:
-            covariates = covariates[:, :0]
-        heads = self.decoder(z, self.treatment_codes[treatment], covariates)
+            covariates = covariates[:, covariates.shape[-1] - self.sizes.n_batches :]
+        code, order = self._code_of(treatment)
+        heads = self.decoder(z, code, covariates, order)
         if shift is not None:
             heads = torch.cat([heads[..., :1, :] + shift.unsqueeze(-2), heads[..., 1:, :]], dim=-2)
         return {MODULE_KEYS.PX_KEY: self.likelihood.distribution(heads, size)}
@@ -253,12 +254,12 @@ class VCIModule(BaseModuleClass):
             if target is None
             else target.long().squeeze(-1)
         )
-        covariates = self.covariate_codes(tensors)
+        covariates = self.covariate_codes(tensors, counterfactual=True)
         size = self.reference_size.expand(len(target), 1)
         outputs = self.generative(qz.rsample(), size, target, covariates)
         expression = outputs[MODULE_KEYS.PX_KEY].mean
         features = self.features(expression)
-        codes = self.treatment_codes[target]
+        codes = self.codes()[target]
         stratum = tensors.get(keys.STRATUM_KEY, torch.zeros_like(target)[:, None])
         stratum = stratum.long().squeeze(-1)
         supported = tensors.get(keys.SUPPORTED_KEY)
@@ -315,6 +316,7 @@ class VCIModule(BaseModuleClass):
         if isinstance(self.decoder, EffectDecoder):
             unit = self.sizes.n_genes if objective.reduction == "mean" else 1
             loss = loss + self.decoder.penalty() / unit
+            loss = loss + self.response.penalty() * self.decoder.prior_weight / unit
         return LossOutput(
             loss=loss,
             reconstruction_loss=individual,
@@ -335,7 +337,7 @@ class VCIModule(BaseModuleClass):
             scaled = self.at_reference_size(inputs["expression"], inputs["size"])
         real = Cells(
             features=self.features(scaled),
-            treatment=self.treatment_codes[inputs["treatment"]],
+            treatment=self.codes()[inputs["treatment"]],
             covariates=inputs["covariates"],
         )
         return self.covariate_term.critic_loss(real, generated)

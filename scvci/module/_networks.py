@@ -8,7 +8,7 @@ import torch
 from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
-from torch.nn.functional import relu, softplus
+from torch.nn.functional import linear, one_hot, relu, softplus
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,16 +73,19 @@ class Encoder(nn.Module):
 class EffectDecoder(nn.Module):
     r"""Linear predictor of p(y | z, t): a baseline plus a treatment effect.
 
-    .. math:: \eta(z, x, t) = b(z, x) + 1_{t \ne 0}\,(m + t^\top a + x^\top s
-        + t^\top e\, x + h(z, t))
+    .. math:: \eta(z, x, t) = b(z, x) + \min(1, \textstyle\sum_i t_i)\,(m + x^\top s)
+        + \sum_i t_i\,(a_i + e_i^\top x + h(z, i)) + v^\top r
 
-    with t the treatment code without the control's column, so that the control has no effect by
-    construction. The log-fold changes are those of a mixed model: m of all treatments, a of each,
-    s of each covariate and e of each treatment with each covariate; h is the part that depends on
-    the latent state. All start at zero. Without e, what is particular to the measured strata would
-    go into h or a and be carried over to strata where the treatment was not measured.
+    with :math:`t_i` the strength of member i (0 or 1 where there are no doses), so that the
+    control has no effect by construction, and the effects of members add up. The log-fold changes
+    are those of a mixed model: m of all treatments, once in a combination, a of each member, s of
+    each covariate and e of each member with each covariate; h is the part that depends on the
+    latent state. r holds what an arm does beyond its members: v has an entry for each combination,
+    and for each dose but the largest. All start at zero. Without e, what is particular to the
+    measured strata would go into h or a and be carried over to strata where the treatment was not
+    measured.
 
-    Student-t priors with 4 degrees of freedom hold m, a, s and e to the scales of
+    Student-t priors with 4 degrees of freedom hold m, a, s, e and r to the scales of
     :meth:`set_prior`: small effects shrink together, the few large ones are left as they are. The
     output weights of h have one, too, by which effects on single cells vary as much as effects on
     means do: where treatments do nothing, they do nothing to any cell.
@@ -103,23 +106,33 @@ class EffectDecoder(nn.Module):
         n_layers: int,
         interaction: bool = True,
         stratum_effects: bool = True,
+        n_members: int | None = None,
+        order: int = 1,
+        n_batches: int = 0,
     ) -> None:
         super().__init__()
         self.shape = (n_heads, n_genes)
+        #: Members, whose strengths are the first columns of the treatment code.
+        self.n_members = n_treatment if n_members is None else n_members
+        #: Most members of an arm.
+        self.order = order
         self.baseline = _mlp(n_latent + n_covariate, n_hidden, n_layers)
         self.baseline_out = nn.Linear(n_hidden, n_heads * n_genes)
         self.stratum_effects = stratum_effects
-        #: Features of the mixed model in blocks: m, a, s and e.
+        #: Covariates that effects depend on; batches, the last columns, change the baseline only.
+        self.n_covariate = n_covariate - n_batches
+        n, n_arms, n_covariate = self.n_members, n_treatment - self.n_members, self.n_covariate
+        #: Features of the mixed model in blocks: m, a, s, e and r.
         self.blocks = (
-            (1, n_treatment, n_covariate, n_treatment * n_covariate)
+            (1, n, n_covariate, n * n_covariate, n_arms)
             if stratum_effects
-            else (0, n_treatment, 0, 0)
+            else (0, n, 0, 0, n_arms)
         )
         self.effects = nn.Linear(sum(self.blocks), n_heads * n_genes, bias=False)
         nn.init.zeros_(self.effects.weight)
         self.interaction: nn.Module | None = None
         if interaction:
-            self.interaction = _mlp(n_latent + n_treatment, n_hidden, 1)
+            self.interaction = _mlp(n_latent + n, n_hidden, 1)
             self.interaction_out = nn.Linear(n_hidden, n_heads * n_genes)
             nn.init.zeros_(self.interaction_out.weight)
             nn.init.zeros_(self.interaction_out.bias)
@@ -127,25 +140,56 @@ class EffectDecoder(nn.Module):
         self.register_buffer("interaction_variance", torch.tensor(1.0))
         self.register_buffer("prior_weight", torch.tensor(0.0))
 
-    def forward(self, z: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
-        """Return the linear predictors, shape ``(..., n_heads, n_genes)``."""
-        treated = (treatment != 0).any(dim=-1, keepdim=True).to(z.dtype)
+    def forward(
+        self, z: Tensor, treatment: Tensor, covariates: Tensor, order: int | None = None
+    ) -> Tensor:
+        """Return the linear predictors, shape ``(..., n_heads, n_genes)``.
+
+        Parameters
+        ----------
+        z
+            Latent states, shape ``(..., n_cells, n_latent)``.
+        treatment
+            Treatment codes, shape ``(n_cells, n_treatment)``.
+        covariates
+            Covariate codes, shape ``(n_cells, n_covariate)``.
+        order
+            Most members of a treatment, by default that of the training data.
+        """
+        members, beyond = treatment.split(
+            (self.n_members, treatment.shape[-1] - self.n_members), dim=-1
+        )
+        # What all treatments have in common, as that of the procedure, comes once.
+        common = members.sum(dim=-1, keepdim=True).clamp(max=1)
         # What does not depend on z is computed once for all latent draws.
-        effect = self.effects(self._design(treated, treatment, covariates))
+        own = covariates[..., : self.n_covariate]
+        effect = self.effects(self._design(common, members, beyond, own))
         covariates = covariates.expand(*z.shape[:-1], covariates.shape[-1])
         eta = self.baseline_out(self.baseline(torch.cat([z, covariates], dim=-1)))
         if self.interaction is not None:
-            treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
-            hidden = self.interaction(torch.cat([z, treatment], dim=-1))
-            effect = effect + self.interaction_out(hidden) * treated
+            effect = effect + self._interact(z, members, order or self.order)
         return (eta + effect).unflatten(-1, self.shape)
 
-    def _design(self, treated: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
+    def _interact(self, z: Tensor, members: Tensor, order: int) -> Tensor:
+        """Sum of the members' effects that depend on the latent state."""
+        assert self.interaction is not None
+        out = self.interaction_out
+        hidden = z.new_zeros(out.in_features)
+        for i in members.abs().topk(order, dim=-1).indices.unbind(dim=-1):
+            code = one_hot(i, self.n_members).to(z.dtype)
+            code = code.expand(*z.shape[:-1], self.n_members)
+            strength = members.gather(-1, i.unsqueeze(-1))
+            hidden = hidden + self.interaction(torch.cat([z, code], dim=-1)) * strength
+        return linear(hidden, out.weight) + out.bias * members.sum(dim=-1, keepdim=True)
+
+    def _design(
+        self, common: Tensor, members: Tensor, beyond: Tensor, covariates: Tensor
+    ) -> Tensor:
         """Features of the mixed model, all zero for the control."""
         if not self.stratum_effects:
-            return treatment
-        crossed = (treatment.unsqueeze(-1) * covariates.unsqueeze(-2)).flatten(-2)
-        return torch.cat([treated, treatment, treated * covariates, crossed], dim=-1)
+            return torch.cat([members, beyond], dim=-1)
+        crossed = (members.unsqueeze(-1) * covariates.unsqueeze(-2)).flatten(-2)
+        return torch.cat([common, members, common * covariates, crossed, beyond], dim=-1)
 
     def penalty(self) -> Tensor:
         """Negative log-prior of the effects, in nats per cell, up to a constant."""
@@ -165,11 +209,11 @@ class EffectDecoder(nn.Module):
         Parameters
         ----------
         variances
-            Of m, a, s and e over genes, on the scale of the linear predictor.
+            Of m, a, s, e and r over genes, on the scale of the linear predictor.
         n_cells
             Training cells, over which the objective is averaged.
         """
-        total = sum(variances)
+        total = sum(variances[:4])
         if not self.stratum_effects:
             variances = [total] * len(variances)
         scales = [max(v, _MIN_PRIOR_VARIANCE) for v in variances]
@@ -236,7 +280,9 @@ class PaperDecoder(nn.Module):
         self.shape = (n_heads, n_genes)
         self.body = _paper_mlp(n_latent + n_treatment, n_hidden, n_layers, n_heads * n_genes)
 
-    def forward(self, z: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
+    def forward(
+        self, z: Tensor, treatment: Tensor, covariates: Tensor, order: int | None = None
+    ) -> Tensor:
         """Return the linear predictors, shape ``(..., n_heads, n_genes)``; x is not used."""
         treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
         inputs = torch.cat([z, treatment], dim=-1)

@@ -1,6 +1,7 @@
 """Plots, in scanpy's conventions."""
 
 from ._diagnostics import disentanglement, overlap
+from ._doses import dose_response
 from ._effect_checks import interval_calibration, leakage
 from ._effects import effect_embedding, forest, volcano
 from ._plots import counterfactual_shift, effect_scatter, training_curves
@@ -8,6 +9,7 @@ from ._plots import counterfactual_shift, effect_scatter, training_curves
 __all__ = [
     "counterfactual_shift",
     "disentanglement",
+    "dose_response",
     "effect_embedding",
     "effect_scatter",
     "forest",

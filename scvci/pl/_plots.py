@@ -106,7 +106,7 @@ def counterfactual_shift(
     The axes.
     """
     cells = model.adata if adata is None else adata
-    labels = cells.obs[model._setup_arg("treatment_key")].astype(str).to_numpy()
+    labels = model._arm_labels(cells)
     rng = np.random.default_rng(seed)
 
     def pick(label: str) -> np.ndarray:

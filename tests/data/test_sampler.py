@@ -41,7 +41,7 @@ def test_references_come_from_the_pair_and_from_training_cells(cohort, rng):
         cohort, compute_statistics(cohort, True), n_reference=4, uses_size=True
     )
     rows = np.arange(cohort.adata.n_obs)
-    batch = sampler(cohort.stratum[rows], cohort.treatment[rows], rng)
+    batch = sampler(rows, rng)
     target = batch[keys.TARGET_KEY].ravel()
     pair = cohort.stratum[rows] * 3 + target
     drawn = sampler.draw_references(pair, rng)

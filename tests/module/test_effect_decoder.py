@@ -27,7 +27,7 @@ def _log_density_ratio(weight, scale):
 
 def test_the_effect_is_the_sum_of_its_parts():
     decoder = _decoder(interaction=False)
-    m, a, s, e = decoder.effects.weight.detach().split(decoder.blocks, dim=1)
+    m, a, s, e, _ = decoder.effects.weight.detach().split(decoder.blocks, dim=1)
     z = torch.randn(5, N_LATENT)
     treatment = torch.tensor([[0, 0, 1.0]]).expand(5, -1)
     covariates = torch.tensor([[0, 1.0]]).expand(5, -1)
@@ -50,6 +50,37 @@ def test_the_control_and_an_unknown_stratum():
     torch.testing.assert_close(effect, (m[:, 0] + a[:, 0]).expand(5, -1))
 
 
+def test_members_add_up_and_what_they_share_comes_once():
+    decoder = _decoder(order=2)
+    with torch.no_grad():
+        decoder.interaction_out.weight.normal_()
+        decoder.interaction_out.bias.normal_()
+    m, _, s, *_ = decoder.effects.weight.detach().split(decoder.blocks, dim=1)
+    z, covariates = torch.randn(5, N_LATENT), torch.tensor([[1.0, 0]]).expand(5, -1)
+    control = decoder(z, torch.zeros(5, N_T), covariates)
+
+    def effect(*strengths):
+        code = torch.tensor([strengths]).expand(5, -1)
+        return (decoder(z, code, covariates) - control).squeeze(1)
+
+    joint = effect(1.0, 0, 1.0)
+    torch.testing.assert_close(joint, effect(1.0, 0, 0) + effect(0, 0, 1.0) - (m[:, 0] + s[:, 0]))
+    # Strengths are proportional to effects, also of the part that depends on the latent state.
+    torch.testing.assert_close(effect(0.3, 0, 0), 0.3 * effect(1.0, 0, 0))
+    torch.testing.assert_close(
+        effect(0.3, 0, 0.5), 0.3 * effect(1.0, 0, 0) + 0.5 * effect(0, 0, 1.0)
+    )
+
+
+def test_arms_have_terms_beyond_their_members():
+    decoder = _decoder(n_members=2, order=2, interaction=False)
+    *_, r = decoder.effects.weight.detach().split(decoder.blocks, dim=1)
+    z, covariates = torch.randn(5, N_LATENT), torch.tensor([[1.0, 0]]).expand(5, -1)
+    codes = (torch.tensor([[1.0, 1, beyond]]).expand(5, -1) for beyond in (0, 1))
+    without, with_term = (decoder(z, code, covariates).squeeze(1) for code in codes)
+    torch.testing.assert_close(with_term - without, r[:, 0].expand(5, -1))
+
+
 def test_latent_draws_share_an_effect():
     decoder = _decoder()
     z = torch.randn(6, 5, N_LATENT)
@@ -63,7 +94,7 @@ def test_latent_draws_share_an_effect():
 def test_the_penalty_is_the_log_density_of_student_t():
     decoder = _decoder()
     assert decoder.penalty() == 0  # no prior before its scales are known
-    variances, n_cells = (0.1, 0.4, 0.02, 0.05), 500
+    variances, n_cells = (0.1, 0.4, 0.02, 0.05, 0.3), 500
     decoder.set_prior(variances, n_cells)
     scale = np.sqrt(np.repeat(variances, decoder.blocks))
     expected = _log_density_ratio(decoder.effects.weight, scale)
@@ -73,20 +104,20 @@ def test_the_penalty_is_the_log_density_of_student_t():
         out.weight.normal_()
         out.bias.normal_()
     # Effects on cells vary as much as all parts of effects on means do together.
-    expected += _log_density_ratio(out.weight, np.sqrt(sum(variances) * 2 / 16))
-    expected += _log_density_ratio(out.bias, np.sqrt(sum(variances)))
+    expected += _log_density_ratio(out.weight, np.sqrt(sum(variances[:4]) * 2 / 16))
+    expected += _log_density_ratio(out.bias, np.sqrt(sum(variances[:4])))
     assert decoder.penalty().item() * n_cells == pytest.approx(expected, rel=1e-4)
 
 
 def test_prior_scales_are_never_zero():
     decoder = _decoder()
-    decoder.set_prior((0.0, 0.0, 0.0, 0.0), 10)
+    decoder.set_prior((0.0, 0.0, 0.0, 0.0, 0.0), 10)
     assert torch.isfinite(decoder.penalty())
     assert (decoder.prior_variance > 0).all()
 
 
 def test_without_stratum_effects_the_treatment_has_all_the_variance():
     decoder = _decoder(stratum_effects=False)
-    decoder.set_prior((0.1, 0.2, 0.3, 0.4), 10)
+    decoder.set_prior((0.1, 0.2, 0.3, 0.4, 0.5), 10)
     assert decoder.effects.weight.shape[1] == N_T
     torch.testing.assert_close(decoder.prior_variance, torch.ones(N_T))

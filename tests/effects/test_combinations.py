@@ -1,0 +1,189 @@
+"""Interactions of combined treatments."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import sparse, stats
+
+from scvci.effects._combinations import interaction_effects
+
+NAMES = ["control", "A", "B", "C", "A+B", "A+B+C"]
+PAIR, TRIPLE = (4, [1, 2], 0), (5, [1, 2, 3], 0)
+
+
+def run(outcomes, treatment, groups=None, combinations=(PAIR,), group_names=("all",), **kwargs):
+    if groups is None:
+        groups = np.zeros(len(treatment), dtype=int)
+    return interaction_effects(
+        outcomes,
+        treatment,
+        groups,
+        combinations,
+        treatments=NAMES,
+        group_names=list(group_names),
+        genes=[f"g{i}" for i in range(outcomes.shape[1])],
+        **kwargs,
+    )
+
+
+@pytest.fixture
+def cells():
+    """Positive outcomes of 900 cells and 7 genes, arms and groups of unlike sizes."""
+    rng = np.random.default_rng(0)
+    treatment = rng.choice(6, size=900, p=[0.3, 0.2, 0.15, 0.15, 0.1, 0.1])
+    groups = rng.integers(2, size=900)
+    spread = rng.uniform(0.2, 0.6, size=(6, 7))[treatment]
+    return 1 + spread * rng.gamma(2.0, size=(900, 7)), treatment, groups
+
+
+@pytest.mark.parametrize("combination", [PAIR, TRIPLE])
+def test_closed_form(cells, combination):
+    outcomes, treatment, groups = cells
+    table = run(outcomes, treatment, groups, [combination], ["x", "y"], min_cells=5, level=0.9)
+    code, parts, control = combination
+    k = len(parts)
+    for group, name in enumerate("xy"):
+        rows = table[table["stratum"] == name]
+        arm = {a: outcomes[(treatment == a) & (groups == group)] for a in (code, *parts, control)}
+        mean = {a: y.mean(axis=0) for a, y in arm.items()}
+        weight = {code: 1, control: k - 1} | dict.fromkeys(parts, -1)
+        v = {a: weight[a] ** 2 * y.var(axis=0, ddof=1) / len(y) for a, y in arm.items()}
+        variance = sum(v.values())
+        df = variance**2 / sum(v[a] ** 2 / (len(arm[a]) - 1) for a in v)
+        effect = mean[code] - mean[control]
+        additive = sum(mean[a] - mean[control] for a in parts)
+        half = stats.t.ppf(0.95, df) * np.sqrt(variance)
+        p_value = 2 * stats.t.sf(np.abs(effect - additive) / np.sqrt(variance), df)
+        np.testing.assert_allclose(rows["effect"], effect)
+        np.testing.assert_allclose(rows["additive"], additive)
+        np.testing.assert_allclose(rows["interaction"], effect - additive)
+        np.testing.assert_allclose(rows["std_error"], np.sqrt(variance))
+        np.testing.assert_allclose(rows["ci_low"], effect - additive - half)
+        np.testing.assert_allclose(rows["ci_high"], effect - additive + half)
+        np.testing.assert_allclose(rows["p_value"], p_value)
+        np.testing.assert_allclose(rows["q_value"], stats.false_discovery_control(p_value))
+        assert set(rows["n_treated"]) == {len(arm[code])}
+        assert set(rows["note"]) == {""}
+
+
+def test_rows_sparse_and_chunks_agree(cells):
+    outcomes, treatment, groups = cells
+    outcomes = np.where(outcomes > 1.4, outcomes, 0)
+    given = {"groups": groups, "combinations": [TRIPLE, PAIR], "group_names": ["x", "y"]}
+    whole = run(outcomes, treatment, min_cells=5, **given)
+    assert list(whole["treatment"].unique()) == ["A+B+C", "A+B"]
+    assert list(whole["gene"][:8]) == [*(f"g{i}" for i in range(7)), "g0"]
+    for matrix in (sparse.csr_matrix(outcomes), sparse.csc_matrix(outcomes), outcomes):
+        parts = run(matrix, treatment, min_cells=5, chunk_size=3, **given)
+        pd.testing.assert_frame_equal(parts, whole)
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_intervals_cover_and_p_values_are_uniform(silent):
+    """Effects that add up: 95% of the intervals hold 0. Counts that few cells show err safely."""
+    rng = np.random.default_rng(1)
+    n_genes, sizes = 4000, [150, 40, 60, 30, 35, 30]
+    treatment = np.repeat(np.arange(6), sizes)
+    effect = np.array([0, 0.5, -0.3, 0.2, 0.2, 0.4])[:, None] * np.ones(n_genes)
+    if silent:
+        outcomes = np.log1p(rng.poisson(0.15, size=(len(treatment), n_genes)))
+    else:
+        spread = np.array([0.5, 1.0, 0.7, 0.6, 1.2, 0.9])[treatment, None]
+        outcomes = 3 + effect[treatment] + spread * rng.normal(size=(len(treatment), n_genes))
+    table = run(outcomes, treatment, combinations=[PAIR, TRIPLE])
+    for _, rows in table.groupby("treatment"):
+        kept = rows[rows["note"] == ""]
+        covered = ((kept["ci_low"] < 0) & (kept["ci_high"] > 0)).mean()
+        # Five standard errors of a share of 4000 are 0.017.
+        assert covered > 0.933
+        if not silent:
+            assert len(kept) == n_genes
+            assert covered < 0.967
+            assert stats.kstest(kept["p_value"], "uniform").pvalue > 1e-3
+
+
+def test_a_planted_interaction_is_found():
+    rng = np.random.default_rng(2)
+    treatment = np.repeat(np.arange(6), 200)
+    planted = np.zeros(500)
+    planted[:50] = np.where(np.arange(50) % 2, 1.5, -1.5)
+    mean = np.array([0, 1.0, -0.5, 0, 0.5, 0.5])[treatment, None] + 4
+    outcomes = mean + (treatment == 4)[:, None] * planted
+    outcomes = outcomes + rng.normal(size=outcomes.shape)
+    table = run(outcomes, treatment, combinations=[PAIR, TRIPLE])
+    pair = table[table["treatment"] == "A+B"]
+    found = (pair["q_value"] < 0.05).to_numpy()
+    assert found[:50].all()
+    assert found[50:].sum() <= 12
+    z = (pair["interaction"] - planted) / pair["std_error"]
+    assert abs(z.std() - 1) < 0.15
+    np.testing.assert_allclose(pair["effect"] - pair["additive"], pair["interaction"])
+    assert (table[table["treatment"] == "A+B+C"]["q_value"] < 0.05).sum() <= 5
+
+
+def test_arms_without_enough_cells_are_skipped_and_named():
+    rng = np.random.default_rng(3)
+    treatment = np.repeat([0, 1, 2, 4], [40, 40, 7, 40])
+    groups = np.zeros(len(treatment), dtype=int)
+    outcomes = rng.normal(size=(len(treatment), 3))
+    table = run(outcomes, treatment, groups, [PAIR, TRIPLE], ["x", "empty"])
+    notes = table.groupby(["treatment", "stratum"], sort=False)["note"].first()
+    assert notes["A+B", "x"] == "skipped: fewer than 30 cells with 'B' (7)"
+    assert notes["A+B+C", "x"] == (
+        "skipped: no cells with 'A+B+C', 'C'; fewer than 30 cells with 'B' (7)"
+    )
+    assert notes["A+B", "empty"] == "skipped: no cells with 'A+B', 'A', 'B', 'control'"
+    assert table[["effect", "interaction", "p_value", "q_value"]].isna().all(axis=None)
+    assert list(table["n_treated"][::3]) == [40, 0, 0, 0]
+
+
+def test_genes_without_an_interval_say_why():
+    rng = np.random.default_rng(4)
+    treatment = np.repeat([0, 1, 2, 4], 40)
+    outcomes = rng.normal(size=(160, 4)) + 3
+    outcomes[:, 0] = 0
+    outcomes[:, 1] = 0.1 + 0.2 * (treatment == 4)
+    outcomes[:, 2] *= np.arange(160) % 40 == 0
+    table = run(outcomes, treatment)
+    assert list(table["note"]) == [
+        "constant in every arm: no interval",
+        "constant in every arm: no interval",
+        "too few expressing cells for an interval",
+        "",
+    ]
+    np.testing.assert_allclose(table["interaction"][1], 0.2)
+    assert table["q_value"].notna().tolist() == [False, False, False, True]
+    assert table["q_value"][3] == table["p_value"][3]
+
+
+@pytest.mark.parametrize(
+    ("combination", "message"),
+    [
+        ((4, [1], 0), r"'A\+B' has 1 part"),
+        ((4, [1, 1], 0), r"'A\+B' uses the arm 'A' twice"),
+        ((4, [1, 0], 0), "uses the arm 'control' twice"),
+        ((4, [1, 4], 0), r"uses the arm 'A\+B' twice"),
+        ((4, [1, 9], 0), "has the code 9, but treatments has 6 names"),
+    ],
+)
+def test_wrong_combinations_are_named(cells, combination, message):
+    outcomes, treatment, _ = cells
+    with pytest.raises(ValueError, match=message):
+        run(outcomes, treatment, combinations=[combination])
+
+
+def test_wrong_input_is_named(cells):
+    outcomes, treatment, _ = cells
+    broken = outcomes.copy()
+    broken[np.argmax(treatment == 4), 5] = np.nan
+    with pytest.raises(ValueError, match="gene 'g5' are NaN"):
+        run(broken, treatment)
+    with pytest.raises(ValueError, match="gene 'g5' are NaN"):
+        run(sparse.csr_matrix(broken), treatment, chunk_size=2)
+    with pytest.raises(ValueError, match="groups has the code 1, but 1 names"):
+        run(outcomes, treatment, np.ones(900, dtype=int))
+    with pytest.raises(ValueError, match="min_cells=1"):
+        run(outcomes, treatment, min_cells=1)
+    assert run(outcomes, treatment, combinations=[]).empty

@@ -1,0 +1,237 @@
+"""Doses, combinations and treatments that were not measured."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from scvci.datasets import simulate_perturbation, simulate_screen
+from scvci.model import VCI
+from scvci.model._arms import build_arm
+
+SAVED = Path(__file__).parent / "saved_0"
+
+
+def _train(adata, architecture=None, max_epochs=8, **setup):
+    VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"], **setup)
+    model = VCI(adata, n_latent=3, architecture={"n_hidden": 16, **(architecture or {})}, seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.train(max_epochs=max_epochs, enable_progress_bar=False, accelerator="cpu")
+    return model
+
+
+@pytest.fixture(scope="module")
+def screen():
+    """A model of a small screen with doses and combinations, with little training."""
+    adata = simulate_screen(
+        n_cells=900,
+        n_genes=30,
+        n_members=3,
+        doses=(0.1, 1.0, 10.0),
+        n_combinations=2,
+        n_features=2,
+        seed=0,
+    )
+    features = adata.uns["simulation"]["features"]
+    features.loc["new"] = features.to_numpy()[0]
+    return _train(adata, dose_key="dose", separator="+", treatment_embeddings=features)
+
+
+def _layer(model, *args, cells=None, **kwargs):
+    cells = model.adata[:40].copy() if cells is None else cells
+    (name,) = model.predict_counterfactual(*args, adata=cells, **kwargs)
+    return cells.layers[name], cells.uns["scvci"][name]
+
+
+def test_names_of_one_condition_are_one_condition(screen):
+    pair = screen.adata.uns["simulation"]["arms"].query("treatment.str.contains('+', regex=False)")
+    a, b = pair["treatment"].iloc[0].split("+")
+    expected, entry = _layer(screen, f"{a}@10+{b}@10")
+    assert entry["basis"] == "measured"
+    assert entry["dose"] == "10+10"
+    for label, dose in ((f"{b}+{a}", "10+10"), (f"{b}@10+{a}@10", None)):
+        np.testing.assert_array_equal(_layer(screen, label, dose=dose)[0], expected)
+    single, entry = _layer(screen, a, dose=1)
+    assert entry["dose"] == 1.0
+    for label in (f"{a}@1", f"{a}@1+control", f"control+{a}@1", f"{a}@1+{b}@0"):
+        np.testing.assert_array_equal(_layer(screen, label)[0], single)
+
+
+def test_dose_zero_is_the_control_and_measured_doses_are_met(screen):
+    control, _ = _layer(screen, "control")
+    np.testing.assert_array_equal(_layer(screen, "drug_1", dose=0)[0], control)
+    near, entry = _layer(screen, "drug_1", dose=1e-6)
+    assert entry["basis"] == "interpolated dose"
+    np.testing.assert_allclose(near, control, rtol=2e-2, atol=1e-4)
+    for dose in (0.1, 1.0, 10.0):
+        exact, _ = _layer(screen, "drug_1", dose=dose)
+        beside, entry = _layer(screen, "drug_1", dose=dose * 1.001)
+        assert entry["basis"] == ("interpolated dose" if dose < 10 else "extrapolated dose")
+        np.testing.assert_allclose(beside, exact, rtol=2e-2)
+
+
+def test_a_condition_put_together_from_what_was_measured_equals_it(screen):
+    module, arms = screen.module, screen._arms
+    for name in ("drug_1@0.1", "drug_2@1", "drug_3@10"):
+        built = build_arm(name, arms, module)
+        index = arms.find(name)
+        np.testing.assert_allclose(built.code, module.codes()[index].detach(), atol=1e-6)
+        np.testing.assert_allclose(built.shift, module.calibration[:, index], atol=1e-5)
+        assert built.basis == "measured"
+
+
+def test_members_add_up_on_the_scale_of_log_rates(screen):
+    predictor = {}
+    for label in ("control", "drug_1@1", "drug_2@0.1", "drug_1@1+drug_2@0.1"):
+        values, entry = _layer(screen, label, library_size=1.0)
+        predictor[label] = np.log(values)
+    assert entry["basis"] == "sum of members (measured)"
+    joint = predictor["drug_1@1+drug_2@0.1"] - predictor["control"]
+    parts = sum(predictor[x] - predictor["control"] for x in ("drug_1@1", "drug_2@0.1"))
+    difference = joint - parts
+    # Rates of a cell sum to one, whatever the treatment: up to a constant of the cell.
+    difference -= difference.mean(axis=1, keepdims=True)
+    np.testing.assert_allclose(difference, 0, atol=1e-4)
+
+
+@pytest.mark.parametrize("response", ["linear", "log", "monotone"])
+def test_responses_rise_from_zero_to_one(screen, response):
+    adata = screen.adata.copy()
+    model = _train(
+        adata, {"dose_response": response}, max_epochs=1, dose_key="dose", separator="+"
+    )
+    doses = np.linspace(0, 1, 21)[:, None].repeat(3, axis=1)
+    strengths = model.module.response(torch.tensor(doses, dtype=torch.float32)).detach().numpy()
+    np.testing.assert_allclose(strengths[[0, -1]], [[0] * 3, [1] * 3], atol=1e-6)
+    assert (np.diff(strengths, axis=0) > 0).all()
+    assert np.isfinite(model.history["train_loss"].to_numpy(float)).all()
+
+
+def test_unknown_responses_are_named(adata):
+    with pytest.raises(ValueError, match="dose_response='cubic' is unknown"):
+        _train(adata, {"dose_response": "cubic"})
+
+
+def test_tables_and_columns_of_requests(screen):
+    cells = screen.adata[:30].copy()
+    table = pd.DataFrame({"treatment": ["drug_1", "drug_2", "control"], "dose": [0.5, 1, 0]})
+    layers = screen.predict_counterfactual(table, cells)
+    assert layers == [
+        "counterfactual_drug_1@0.5",
+        "counterfactual_drug_2@1",
+        "counterfactual_control",
+    ]
+    cells.obs["wish"] = (["drug_1@0.5", "drug_2@1", "control"] * 10)[:30]
+    (own,) = screen.predict_counterfactual(target_key="wish", adata=cells)
+    assert own == "counterfactual_wish"
+    for k, layer in enumerate(layers):
+        np.testing.assert_allclose(cells.layers[own][k::3], cells.layers[layer][k::3], rtol=1e-5)
+    with pytest.raises(ValueError, match="columns 'treatment'"):
+        screen.predict_counterfactual(table.rename(columns={"treatment": "drug"}), cells)
+    with pytest.raises(ValueError, match="leave treatment="):
+        screen.predict_counterfactual("drug_1", cells, target_key="wish")
+    with pytest.raises(KeyError, match="'wishes'"):
+        screen.predict_counterfactual(target_key="wishes", adata=cells)
+
+
+def test_a_treatment_without_a_cell_is_predicted_from_its_features(screen):
+    cells = screen.adata[:30].copy()
+    values, entry = _layer(screen, "new", dose=10, cells=cells)
+    assert entry["basis"] == "similar treatments"
+    assert np.isfinite(values).all()
+    weights = screen._similarity.weights
+    np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-8)
+    with pytest.raises(ValueError, match="'newer' is unknown"):
+        screen.predict_counterfactual("newer@1", cells)
+
+
+def test_what_was_not_measured_cannot_be_estimated(screen):
+    with pytest.raises(ValueError, match="'drug_1@5' was not measured"):
+        screen.estimate_effects("drug_1@5")
+    with pytest.warns(UserWarning, match="beyond the largest measured dose"):
+        screen.predict_counterfactual("drug_1", screen.adata[:5].copy(), dose=100)
+    with pytest.raises(ValueError, match="doses 0.1, 1, 10"):
+        screen.predict_counterfactual("drug_1")
+
+
+def test_effects_of_arms_are_estimated(screen):
+    table = screen.estimate_effects("drug_1@10")
+    assert set(table["treatment"]) == {"drug_1@10"}
+    assert np.isfinite(table["estimate"]).all()
+
+
+def test_save_and_load_keep_doses_and_features(screen, tmp_path):
+    screen.save(tmp_path / "model")
+    loaded = VCI.load(tmp_path / "model", adata=False, accelerator="cpu")
+    for request in ({"treatment": "drug_1", "dose": 0.5}, {"treatment": "new", "dose": 1}):
+        np.testing.assert_array_equal(
+            _layer(loaded, **request, cells=screen.adata[:20].copy())[0],
+            _layer(screen, **request, cells=screen.adata[:20].copy())[0],
+        )
+    with_cells = VCI.load(tmp_path / "model", screen.adata.copy(), accelerator="cpu")
+    assert with_cells.treatments == screen.treatments
+
+
+def test_a_model_saved_before_doses_gives_the_same_numbers():
+    model = VCI.load(SAVED, adata=False, accelerator="cpu")
+    cells = simulate_perturbation(n_cells=300, n_genes=12, n_strata=2, n_treatments=3, seed=0)[
+        :5
+    ].copy()
+    values, _ = _layer(model, "IFNb", cells=cells)
+    expected = np.loadtxt(SAVED / "expected.csv", delimiter=",")
+    np.testing.assert_allclose(values, expected, rtol=1e-4, atol=1e-5)
+    assert model._arms.members == ["IFNb", "TNFa"]
+
+
+def test_evaluation_is_by_arm(screen):
+    table = screen.evaluate(max_folds=1, max_epochs=1, show_progress=False, accelerator="cpu")
+    assert all("@" in name for name in set(table["treatment"]))
+
+
+def test_a_matrix_of_members_trains_like_labels():
+    adata = simulate_screen(n_cells=300, n_genes=20, n_members=2, n_combinations=1, seed=0)
+    by_label = _train(adata.copy(), max_epochs=2, separator="+")
+    labels = adata.obs["treatment"].astype(str)
+    adata.obsm["given"] = pd.DataFrame(
+        {m: labels.str.split("+").map(lambda x, m=m: m in x) for m in ("drug_1", "drug_2")},
+        index=adata.obs_names,
+    )
+    by_matrix = _train(adata, max_epochs=2, treatment_key="given")
+    assert by_matrix.treatments == by_label.treatments
+    np.testing.assert_array_equal(
+        _layer(by_matrix, "drug_1+drug_2")[0], _layer(by_label, "drug_2+drug_1")[0]
+    )
+
+
+def test_interactions_of_measured_combinations(screen):
+    table = screen.estimate_interactions(min_cells=5)
+    assert set(table["treatment"].str.count("\\+")) == {1}
+    np.testing.assert_allclose(
+        table["interaction"], table["effect"] - table["additive"], equal_nan=True
+    )
+    effect = screen.estimate_effects(table["treatment"].iloc[0], min_cells=5)
+    assert set(effect["treatment"]) == {table["treatment"].iloc[0]}
+    with pytest.raises(ValueError, match="'drug_1@1' has no interaction.*not a combination"):
+        screen.estimate_interactions("drug_1@1")
+
+
+def test_draws_keep_the_totals_of_cells(screen):
+    cells = screen.adata[:25].copy()
+    values, entry = _layer(screen, "drug_1@1", cells=cells, n_samples=1, keep_totals=True)
+    values = values.toarray()
+    np.testing.assert_array_equal(values.sum(axis=1), cells.X.sum(axis=1).A1)
+    assert (values >= 0).all()
+    assert "given totals" in entry["scale"]
+    fixed, _ = _layer(
+        screen, "drug_1@1", cells=cells, n_samples=1, keep_totals=True, library_size=500
+    )
+    np.testing.assert_array_equal(fixed.toarray().sum(axis=1), 500)
+    for wrong in ({}, {"n_samples": 1, "library_size": 0.5}, {"quantiles": 0.5}):
+        with pytest.raises(ValueError, match="keep_totals"):
+            screen.predict_counterfactual("drug_1@1", cells, keep_totals=True, **wrong)
