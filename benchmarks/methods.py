@@ -175,6 +175,8 @@ def vci(case: Case, seed: int, calibrated: bool = True, **settings: object) -> P
         model = VCI(cells, seed=seed, **settings)
         model.train(enable_progress_bar=False)
         arms = _arms(case)
+        if not query.obs["stratum"].isin(cells.obs["stratum"].unique()).all():
+            model = VCI.load_query_data(query, model)
         layers = model.predict_counterfactual(arms, query, calibrated=calibrated)
     values = {t: np.asarray(query.layers[name]) for t, name in zip(arms, layers, strict=True)}
     if log_scale:

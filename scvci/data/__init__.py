@@ -12,6 +12,7 @@ from ._fields import (
 )
 from ._folds import choose_folds, pair_folds
 from ._names import as_labels, missing_key_message, unknown_name_message
+from ._query import align_genes, extend_registry
 from ._reader import CellReader, control_index, resolve_indices
 from ._sampler import CounterfactualDataset, CounterfactualSampler
 from ._splitter import CounterfactualSplitter, split_cells
@@ -36,6 +37,7 @@ __all__ = [
     "TreatmentField",
     "TreatmentKeys",
     "Treatments",
+    "align_genes",
     "as_labels",
     "check_pairs",
     "choose_folds",
@@ -43,6 +45,7 @@ __all__ = [
     "control_index",
     "encode_covariates",
     "encode_treatments",
+    "extend_registry",
     "find_keys",
     "gene_loadings",
     "get_matrix",

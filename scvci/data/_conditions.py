@@ -251,7 +251,7 @@ def encode_arms(names: np.ndarray, known: Sequence[str]) -> np.ndarray:
         name = str(names[int(np.argmax(codes < 0))])
         raise ValueError(
             unknown_name_message("Treatment", name, known)
-            + " The model can only read cells under treatments that it was trained on; train it "
-            "on data with this one, or correct the label."
+            + " The model can only read cells under treatments that it was trained on; carry it "
+            "over with load_query_data, train it on data with this one, or correct the label."
         )
     return codes

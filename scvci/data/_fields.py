@@ -300,8 +300,8 @@ def encode_covariates(adata: AnnData, state: dict) -> np.ndarray:
             kind = f"Level of covariate {[*state['keys'], *field.edges][i]!r}"
             raise ValueError(
                 unknown_name_message(kind, name, state["levels"][i])
-                + " The model has seen no cell of that level; leave these cells out or train on "
-                "data that has them."
+                + " The model has seen no cell of that level; leave these cells out, carry the "
+                "model over with load_query_data, or train on data that has them."
             )
         columns.append(codes)
     return np.stack(columns, axis=1)

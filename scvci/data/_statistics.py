@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -89,6 +89,22 @@ class Statistics:
     pair_mean: np.ndarray
     pair_var: np.ndarray
     pair_count: np.ndarray
+
+    def at_size(self, size: float) -> Statistics:
+        """Moments of pairs at another reference size, as another model's.
+
+        Parameters
+        ----------
+        size
+            The reference size.
+        """
+        factor = size / self.reference_size
+        return replace(
+            self,
+            reference_size=size,
+            pair_mean=self.pair_mean * factor,
+            pair_var=self.pair_var * factor**2,
+        )
 
 
 def compute_statistics(cohort: Cohort, uses_size: bool) -> Statistics:

@@ -101,6 +101,61 @@ def fit_calibration(
     return shift
 
 
+@torch.inference_mode()
+def extend_calibration(
+    module: VCIModule,
+    reader: CellReader,
+    indices: np.ndarray,
+    statistics: Statistics,
+    carried: np.ndarray,
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Shifts of a model that was carried over to new cells.
+
+    Pairs with new cells close their shrunk gaps. The others, as the treatments of a stratum that
+    has controls only, get the control's shift of their stratum plus the mean further shift of the
+    treatment in the strata of the reference.
+
+    Parameters
+    ----------
+    module
+        The module, with the shifts of the reference.
+    reader, indices, statistics, rng
+        See :func:`fit_calibration`, of the new cells.
+    carried
+        Pairs that keep the reference's shift, shape ``(n_strata, n_treatments)``.
+
+    Returns
+    -------
+    Shape ``(n_strata, n_treatments, n_genes)``.
+    """
+    shift = module.calibration.cpu().numpy().copy()
+    control = module.sizes.control
+    count = statistics.pair_count.reshape(carried.shape)
+    further = np.zeros(shift.shape[1:], dtype=shift.dtype)
+    base = np.zeros(shift.shape[2], dtype=shift.dtype)
+    if carried.any():
+        rows = carried[:, control]
+        base = shift[rows, control].mean(axis=0)
+        further = np.where(
+            carried[rows][0][:, None], (shift[rows] - shift[rows, control, None]).mean(axis=0), 0
+        )
+    for x in np.flatnonzero(~carried.all(axis=1)):
+        rows = indices[reader.stratum[indices] == x]
+        own = shift[x, control] if carried[x, control] else base
+        order = sorted(np.flatnonzero(~carried[x]), key=lambda t: t != control)
+        cells = _encode_stratum(module, reader, rows, rng) if len(rows) else None
+        if cells is not None and reader.batch is not None:
+            cells = _with_batches(module, cells, reader, rows, rng)
+        for t in order:
+            start = own + further[t]
+            if cells is not None and count[x, t]:
+                start = start + _gap_shift(module, cells, statistics, (int(x), int(t)), start)
+            shift[x, t] = start
+            own = start if t == control else own
+    return shift
+
+
 def _forecast_share(
     levels: PairLevels, variances: EffectVariances, treatment: int, control: int
 ) -> float:
@@ -126,8 +181,6 @@ def _fit_gaps(
 ) -> np.ndarray:
     """Shifts that close the shrunk gaps of pairs with cells; NaN for the others."""
     shape, control = module.calibration.shape, module.sizes.control
-    mean = statistics.pair_mean.reshape(shape)
-    variance = statistics.pair_var.reshape(shape)
     count = statistics.pair_count.reshape(shape[:2])
     shift = np.full(shape, np.nan, dtype=np.float32)
     # The control comes first: its shift is part of the other treatments'.
@@ -135,11 +188,26 @@ def _fit_gaps(
     for x, cells in enumerate(strata):
         for t in (t for t in order if count[x, t] > 0):
             start = np.nan_to_num(shift[x, control])
-            predicted = _mean_prediction(module, cells, t, start)
-            gap = _shrunk_gap(module, mean[x, t], variance[x, t], count[x, t], predicted)
-            target = _moved(module, predicted, gap)
-            shift[x, t] = start + _solve(module, cells, t, start, target)
+            shift[x, t] = start + _gap_shift(module, cells, statistics, (x, t), start)
     return shift
+
+
+def _gap_shift(
+    module: VCIModule,
+    cells: dict[str, torch.Tensor],
+    statistics: Statistics,
+    pair: tuple[int, int],
+    start: np.ndarray,
+) -> np.ndarray:
+    """Shift beyond ``start`` that closes the shrunk gap of a (stratum, treatment) with cells."""
+    shape, (x, t) = module.calibration.shape, pair
+    mean, variance = (
+        moment.reshape(shape)[x, t] for moment in (statistics.pair_mean, statistics.pair_var)
+    )
+    count = statistics.pair_count.reshape(shape[:2])[x, t]
+    predicted = _mean_prediction(module, cells, t, start)
+    gap = _shrunk_gap(module, mean, variance, count, predicted)
+    return _solve(module, cells, t, start, _moved(module, predicted, gap))
 
 
 def _encode_stratum(

@@ -31,6 +31,8 @@ from ._collapse import warn_if_collapsed
 from ._registry import RegistryMixin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from scvci.data import Statistics
 
 #: Validation criterion: the weighted objective on validation cells with fixed targets. It holds
@@ -43,6 +45,11 @@ _PAPER_PLAN = {"lr": 3e-4, "weight_decay": 4e-7, "clip": None, "lr_decay": [450,
 
 class TrainingMixin(RegistryMixin):
     """Split, train with early stopping, restore the best weights, calibrate."""
+
+    carried_calibration_: np.ndarray | None
+    treatment_similarity_: dict[str, Any] | None
+    _is_frozen: bool
+    _extend_calibration: Callable[[np.ndarray], None]
 
     def train(
         self,
@@ -97,6 +104,16 @@ class TrainingMixin(RegistryMixin):
         if self.adata is None:
             raise ValueError("The model was loaded without cells; load it with adata= to train.")
         self._validate_anndata(self.adata)
+        if self.carried_calibration_ is not None and not self._is_frozen:
+            raise ValueError(
+                "This model was carried over to new data and then saved, and no longer knows "
+                "which of its weights are to stay. Call load_query_data with the reference again."
+            )
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise ValueError(
+                "There is nothing new to train: the reference knows all strata, batches and "
+                "treatments of these cells. Predict with the model as it is."
+            )
         paper = self.config.architecture.kind == "paper"
         batch_size = batch_size or (64 if paper else settings.batch_size)
         seed = self.seed_ + self.n_trainings_
@@ -147,9 +164,11 @@ class TrainingMixin(RegistryMixin):
     ) -> None:
         """Hand everything to scvi-tools' runner."""
         paper = self.config.architecture.kind == "paper"
-        plan = VCITrainingPlan(
-            self.module, **{**(_PAPER_PLAN if paper else {}), **(plan_kwargs or {})}
-        )
+        defaults: dict[str, Any] = dict(_PAPER_PLAN) if paper else {}
+        if self.carried_calibration_ is not None:
+            # Weight decay would move the weights that are to stay.
+            defaults["weight_decay"] = 0.0
+        plan = VCITrainingPlan(self.module, **{**defaults, **(plan_kwargs or {})})
         options = dict(trainer_kwargs)
         options["callbacks"] = list(options.get("callbacks", []))
         if early_stopping:
@@ -221,6 +240,8 @@ class TrainingMixin(RegistryMixin):
         uses_size = self.module.likelihood.uses_size
         cohort = self._cohort(train_indices)
         statistics = compute_statistics(cohort, uses_size)
+        if self.carried_calibration_ is not None:
+            statistics = statistics.at_size(float(self.module.reference_size))
         needs_reference = self.module.covariate_term.needs_reference
         sampler = CounterfactualSampler(
             cohort,
@@ -263,6 +284,9 @@ class TrainingMixin(RegistryMixin):
 
     def _after_training(self, indices: np.ndarray, rng: np.random.Generator) -> None:
         """Calibrate on the cells that training and early stopping saw, and look for collapse."""
+        if self.carried_calibration_ is not None:
+            self._extend_calibration(indices)
+            return
         statistics = compute_statistics(self._cohort(indices), self.module.likelihood.uses_size)
         reader = CellReader.from_registry(self.adata, self.registry, self.gene_names_)
         shift = fit_calibration(self.module, reader, indices, statistics, rng)

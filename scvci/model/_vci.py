@@ -37,6 +37,7 @@ from ._heterogeneity import HeterogeneityMixin
 from ._intervals import IntervalsMixin
 from ._persistence import PersistenceMixin
 from ._prediction import PredictionMixin
+from ._query import QueryMixin
 from ._ranking import RankingMixin
 from ._training import Seeded, TrainingMixin
 
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
 class VCI(
     PersistenceMixin,
+    QueryMixin,
     PredictionMixin,
     EffectsMixin,
     RankingMixin,

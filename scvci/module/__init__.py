@@ -6,6 +6,7 @@ from ._doses import DOSE_RESPONSES, DoseResponse, get_dose_response
 from ._likelihoods import LIKELIHOODS, get_likelihood
 from ._module import VCIModule
 from ._sizes import DataSizes
+from ._surgery import transfer_weights
 from ._terms import individual_term, latent_divergence
 from ._totals import sample_with_totals
 
@@ -29,4 +30,5 @@ __all__ = [
     "individual_term",
     "latent_divergence",
     "sample_with_totals",
+    "transfer_weights",
 ]

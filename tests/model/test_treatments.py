@@ -235,3 +235,19 @@ def test_draws_keep_the_totals_of_cells(screen):
     for wrong in ({}, {"n_samples": 1, "library_size": 0.5}, {"quantiles": 0.5}):
         with pytest.raises(ValueError, match="keep_totals"):
             screen.predict_counterfactual("drug_1@1", cells, keep_totals=True, **wrong)
+
+
+def test_draws_are_a_submission_that_cell_eval2_accepts(screen):
+    """Raw whole counts under each cell's own target; skipped where cell-eval2 is not installed."""
+    norm = pytest.importorskip("cell_eval2.norm")
+    io = pytest.importorskip("cell_eval2.io")
+    real = screen.adata[:200].copy()
+    real.obs["arm"] = screen._arm_labels(real)
+    submission = real.copy()
+    (layer,) = screen.predict_counterfactual(
+        target_key="arm", adata=submission, n_samples=1, keep_totals=True
+    )
+    submission.X = submission.layers[layer]
+    norm.validate_input_type(submission, "counts")
+    io.validate_pair(submission, real, pert_col="arm", control="control")
+    np.testing.assert_array_equal(submission.X.sum(axis=1), real.X.sum(axis=1))
