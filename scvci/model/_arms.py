@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from scvci.data import Treatments
     from scvci.metrics import PairLevels
     from scvci.module import VCIModule
@@ -56,7 +58,10 @@ class Similarity:
 
 @torch.inference_mode()
 def build_arm(
-    name: str, treatments: Treatments, module: VCIModule, similarity: Similarity | None = None
+    condition: Mapping[str, float],
+    treatments: Treatments,
+    module: VCIModule,
+    similarity: Similarity | None = None,
 ) -> NewArm:
     """Put a condition together.
 
@@ -67,8 +72,8 @@ def build_arm(
 
     Parameters
     ----------
-    name
-        Name of the condition.
+    condition
+        Members and doses.
     treatments
         The arms.
     module
@@ -76,22 +81,23 @@ def build_arm(
     similarity
         Treatments by features.
     """
-    n_members = len(treatments.members)
-    strengths, weights = np.zeros(n_members), np.zeros(len(treatments.names))
-    condition = treatments.condition(name, known=[*treatments.members, *_names(similarity)])
+    n_arms, n_members = treatments.doses.shape
+    # Columns before the members' are the control's, in the reference implementation's code.
+    n_before = module.sizes.doses.shape[1] - n_members
+    arms = torch.arange(n_arms, device=module.device)
+    codes = module.codes(arms).double().cpu().numpy()[:, n_before:]
+    measured, beyond = codes[:, :n_members], codes[:, n_members:]
+    strengths, weights = np.zeros(n_members), np.zeros(n_arms)
     bases = []
     for member, dose in condition.items():
         parts = _as_measured(member, treatments, similarity)
         bases.append(_basis(member, dose, treatments))
         for i, share in parts.items():
             relative = dose / treatments.max_dose[i]
-            strengths[i] += share * _strength(module, n_members, i, relative)
-            weights += share * _interpolated(treatments, module, i, relative)
-    # Columns before the members' are the control's, in the reference implementation's code.
-    table = module.treatment_codes.double().cpu().numpy()
-    n_before = module.sizes.doses.shape[1] - n_members
-    beyond = weights @ table[:, n_before + n_members :]
-    code = np.concatenate([np.zeros(n_before), strengths, beyond])
+            strength = _strength(module, n_before + i, relative)
+            strengths[i] += share * strength
+            weights += share * _interpolated(treatments, i, relative, strength, measured[:, i])
+    code = np.concatenate([np.zeros(n_before), strengths, weights @ beyond])
     control = module.sizes.control
     base = module.calibration[:, control]
     w = torch.as_tensor(weights, dtype=base.dtype, device=base.device)
@@ -102,10 +108,6 @@ def build_arm(
         shift=base + further,
         basis=basis if len(condition) == 1 else f"sum of members ({basis})",
     )
-
-
-def _names(similarity: Similarity | None) -> list[str]:
-    return [] if similarity is None else similarity.names
 
 
 def _as_measured(
@@ -128,30 +130,32 @@ def _basis(member: str, dose: float, treatments: Treatments) -> str:
     return "measured" if np.isclose(doses, dose).any() else "interpolated dose"
 
 
-def _strength(module: VCIModule, n_members: int, member: int, relative: float) -> float:
+def _strength(module: VCIModule, column: int, relative: float) -> float:
+    """Strength of the member in a column at a relative dose."""
     doses = torch.zeros(module.sizes.doses.shape[1], device=module.device)
-    doses[len(doses) - n_members + member] = relative
-    return float(module.response(doses)[len(doses) - n_members + member])
+    doses[column] = relative
+    return float(module.response(doses)[column])
 
 
 def _interpolated(
-    treatments: Treatments, module: VCIModule, member: int, relative: float
+    treatments: Treatments, member: int, relative: float, here: float, measured: np.ndarray
 ) -> np.ndarray:
-    """Weights of the arms of a member alone, shape ``(n_arms,)``; what is left is the control."""
+    """Weights of the arms of a member alone, shape ``(n_arms,)``; what is left is the control.
+
+    ``here`` is the strength to reach, and ``measured`` holds those of the arms.
+    """
     weights = np.zeros(len(treatments.names))
     doses = treatments.relative_doses[:, member] * treatments.alone
     arms = np.flatnonzero(doses)
     arms = arms[np.argsort(doses[arms])]
     if len(arms) == 0:
         return weights
-    n = len(treatments.members)
     above = int(np.searchsorted(doses[arms], relative * (1 - 1e-9)))
     if above == len(arms):
         weights[arms[-1]] = 1
         return weights
-    upper = _strength(module, n, member, float(doses[arms[above]]))
-    lower = _strength(module, n, member, float(doses[arms[above - 1]])) if above else 0.0
-    here = _strength(module, n, member, relative)
+    upper = measured[arms[above]]
+    lower = measured[arms[above - 1]] if above else 0.0
     share = np.clip((here - lower) / max(upper - lower, 1e-12), 0, 1)
     weights[arms[above]] = share
     if above:

@@ -70,11 +70,6 @@ def fit_calibration(
         _encode_stratum(module, reader, indices[reader.stratum[indices] == x], rng)
         for x in range(n_strata)
     ]
-    if reader.batch is not None:
-        strata = [
-            _with_batches(module, cells, reader, indices[reader.stratum[indices] == x], rng)
-            for x, cells in enumerate(strata)
-        ]
     control = module.sizes.control
     levels = measured_levels(module, statistics)
     variances = effect_variances(levels, control)
@@ -145,8 +140,6 @@ def extend_calibration(
         own = shift[x, control] if carried[x, control] else base
         order = sorted(np.flatnonzero(~carried[x]), key=lambda t: t != control)
         cells = _encode_stratum(module, reader, rows, rng) if len(rows) else None
-        if cells is not None and reader.batch is not None:
-            cells = _with_batches(module, cells, reader, rows, rng)
         for t in order:
             start = own + further[t]
             if cells is not None and count[x, t]:
@@ -213,36 +206,42 @@ def _gap_shift(
 def _encode_stratum(
     module: VCIModule, reader: CellReader, rows: np.ndarray, rng: np.random.Generator
 ) -> dict[str, torch.Tensor]:
-    """Latent means and covariates of (a sample of) a stratum's cells."""
+    """Latent means, covariates and batches to predict in, of (a sample of) a stratum's cells."""
+    sample = rows
     if len(rows) > _MAX_CELLS:
-        rows = rng.choice(rows, _MAX_CELLS, replace=False)
-    tensors = {k: v.to(module.device) for k, v in reader.tensors(np.sort(rows)).items()}
+        sample = rng.choice(rows, _MAX_CELLS, replace=False)
+    tensors = {k: v.to(module.device) for k, v in reader.tensors(np.sort(sample)).items()}
     inputs = module._get_inference_input(tensors)
     qz = module.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
-    return {"z": qz.loc, "covariates": inputs["covariates"]}
+    cells = {"z": qz.loc, "covariates": inputs["covariates"]}
+    if reader.batch is not None:
+        n_treatments = module.calibration.shape[1]
+        drawn = _draw_batches(
+            reader.batch, reader.treatment, rows, (n_treatments, len(sample)), rng
+        )
+        cells["batch"] = torch.as_tensor(drawn, device=module.device)
+    return cells
 
 
-def _with_batches(
-    module: VCIModule,
-    cells: dict[str, torch.Tensor],
-    reader: CellReader,
+def _draw_batches(
+    batch: np.ndarray,
+    treatment: np.ndarray,
     rows: np.ndarray,
+    shape: tuple[int, int],
     rng: np.random.Generator,
-) -> dict[str, torch.Tensor]:
-    """Add the batches in which to predict for each treatment, ``(n_treatments, n_cells)``.
+) -> np.ndarray:
+    """Batches in which to predict for each treatment, shape ``(n_treatments, n_cells)``.
 
     They are in the proportions of the pair's real cells, as the means to meet are; for a pair
     without cells, in those of the stratum.
     """
-    assert reader.batch is not None
-    n = len(cells["z"])
-    drawn = []
-    for t in range(module.calibration.shape[1]):
-        own = reader.batch[rows[reader.treatment[rows] == t]]
-        own = np.sort(own if len(own) else reader.batch[rows])
-        spread = own[np.arange(n) * len(own) // max(n, 1)]
-        drawn.append(rng.permutation(spread))
-    return {**cells, "batch": torch.as_tensor(np.stack(drawn), device=module.device)}
+    drawn = np.zeros(shape, dtype=np.int64)
+    n = shape[1]
+    for t in range(shape[0]):
+        own = batch[rows[treatment[rows] == t]]
+        own = np.sort(own if len(own) else batch[rows])
+        drawn[t] = rng.permutation(own[np.arange(n) * len(own) // max(n, 1)])
+    return drawn
 
 
 def _mean_prediction(

@@ -17,15 +17,17 @@ from ._registry import RegistryMixin
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from scvci.data import Treatments
+
 
 class RequestsMixin(RegistryMixin):
     """Turn names, doses and tables of requests into arms."""
 
     def _targets(self, treatment: str | Sequence[str] | None) -> list[str]:
         """Names of measured arms."""
-        targets = self._names_of(treatment, None)
+        targets, measured = self._names_of(treatment, None), set(self.treatments)
         for target in targets:
-            if self._arms.find(target) is None:
+            if target not in measured:
                 raise ValueError(
                     f"Treatment {target!r} was not measured. It can be predicted "
                     "(predict_counterfactual), but there are no cells to estimate from."
@@ -42,14 +44,15 @@ class RequestsMixin(RegistryMixin):
             if dose is not None:
                 raise ValueError("dose= needs a treatment to go with it.")
             return self.treatments
-        known = [*self._arms.members, *(self._similarity.names if self._similarity else [])]
         if isinstance(treatment, pd.DataFrame):
             requests = _read_requests(treatment, dose)
         else:
             one = isinstance(treatment, str) or not isinstance(treatment, Sequence | np.ndarray)
             labels = [str(treatment)] if one else [str(t) for t in treatment]
             requests = [(label, dose) for label in labels]
-        targets = [self._arms.request(label, d, known) for label, d in requests]
+        arms = self._arms
+        known = self._known_members(arms)
+        targets = [arms.request(label, d, known) for label, d in requests]
         if len(set(targets)) < len(targets):
             raise ValueError(f"Treatments are asked for more than once: {targets}.")
         return targets
@@ -72,7 +75,14 @@ class RequestsMixin(RegistryMixin):
         if target_key not in cells.obs:
             raise KeyError(missing_key_message(cells, target_key, "target_key"))
         codes, labels = pd.factorize(as_labels(cells.obs[target_key], target_key))
-        return [self._names_of(label, None)[0] for label in labels], codes
+        arms = self._arms
+        known = self._known_members(arms)
+        return [arms.request(label, None, known) for label in labels], codes
+
+    def _known_members(self, arms: Treatments) -> list[str]:
+        """Members that were measured, and treatments with features."""
+        similarity = self._similarity
+        return [*arms.members, *(similarity.names if similarity else [])]
 
     @property
     def _similarity(self) -> Similarity | None:
@@ -82,10 +92,12 @@ class RequestsMixin(RegistryMixin):
 
     def _arm(self, name: str) -> int | NewArm:
         """Index of a measured arm, or what stands for one that was not."""
-        found = self._arms.find(name)
+        arms = self._arms
+        found = arms.find(name)
         if found is not None:
             return found
-        arm = build_arm(name, self._arms, self.module, self._similarity)
+        condition = arms.condition(name, known=self._known_members(arms))
+        arm = build_arm(condition, arms, self.module, self._similarity)
         if "extrapolated dose" in arm.basis:
             warnings.warn(
                 f"{name!r} lies beyond the largest measured dose; its effect is extrapolated.",
@@ -107,9 +119,8 @@ class RequestsMixin(RegistryMixin):
     def _describe_arm(self, name: str, arm: int | NewArm = 0) -> dict[str, Any]:
         """Treatment and dose of a layer, and what they rest on."""
         basis = arm.basis if isinstance(arm, NewArm) else "measured"
-        similarity = self._similarity
-        known = [*self._arms.members, *(similarity.names if similarity else [])]
-        doses = list(self._arms.condition(name, known=known).values()) or [0.0]
+        arms = self._arms
+        doses = list(arms.condition(name, known=self._known_members(arms)).values()) or [0.0]
         dose: Any = doses[0] if len(doses) == 1 else "+".join(f"{d:g}" for d in doses)
         return {"treatment": name, "dose": dose, "basis": basis}
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._kinds import get_kind
 from ._terms import reduce_genes
 
 #: Smallest variance of a gene in nats: keeps genes that never vary from dominating.
@@ -272,8 +273,4 @@ def get_covariate_term(name: str) -> type[CovariateTerm]:
     ValueError
         If there is none of that name.
     """
-    if name not in COVARIATE_TERMS:
-        raise ValueError(
-            f"covariate_term={name!r} is unknown; choose one of {sorted(COVARIATE_TERMS)}."
-        )
-    return COVARIATE_TERMS[name]
+    return get_kind(COVARIATE_TERMS, name, "covariate_term")

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ._kinds import get_kind
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -113,11 +115,7 @@ def get_dose_response(name: str) -> type[DoseResponse]:
     ValueError
         If there is none of that name.
     """
-    if name not in DOSE_RESPONSES:
-        raise ValueError(
-            f"dose_response={name!r} is unknown; choose one of {sorted(DOSE_RESPONSES)}."
-        )
-    return DOSE_RESPONSES[name]
+    return get_kind(DOSE_RESPONSES, name, "dose_response")
 
 
 def _smallest(doses: np.ndarray) -> Tensor:

@@ -14,6 +14,8 @@ from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNe
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ._kinds import get_kind
+
 if TYPE_CHECKING:
     from torch.distributions import Distribution
 
@@ -200,6 +202,4 @@ def get_likelihood(name: str) -> type[Likelihood]:
     ValueError
         If there is none of that name.
     """
-    if name not in LIKELIHOODS:
-        raise ValueError(f"likelihood={name!r} is unknown; choose one of {sorted(LIKELIHOODS)}.")
-    return LIKELIHOODS[name]
+    return get_kind(LIKELIHOODS, name, "likelihood")

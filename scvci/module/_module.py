@@ -168,16 +168,15 @@ class VCIModule(BaseModuleClass):
             "covariates": self.covariate_codes(tensors),
         }
 
-    def codes(self) -> Tensor:
-        """Codes of the arms, with strengths in place of doses, ``(n_treatments, n_code)``."""
-        n = self.sizes.doses.shape[1]
-        strengths = self.response(self.treatment_codes[:, :n])
-        return torch.cat([strengths, self.treatment_codes[:, n:]], dim=-1)
+    def codes(self, treatment: Tensor) -> Tensor:
+        """Codes of arms by index, with strengths in place of doses, ``(n_cells, n_code)``."""
+        rows, n = self.treatment_codes[treatment], self.sizes.doses.shape[1]
+        return torch.cat([self.response(rows[:, :n]), rows[:, n:]], dim=-1)
 
     def _code_of(self, treatment: Tensor) -> tuple[Tensor, int | None]:
         """Codes of cells, and their most members where these are not the arms'."""
         if not treatment.is_floating_point():
-            return self.codes()[treatment], None
+            return self.codes(treatment), None
         return treatment, int((treatment[:, : self.sizes.doses.shape[1]] != 0).sum(-1).max())
 
     # -- the model ------------------------------------------------------------------------------
@@ -199,7 +198,7 @@ class VCIModule(BaseModuleClass):
         ``(n_samples, n_cells, n_latent)``.
         """
         scaled = self.at_reference_size(expression, size)
-        qz = self.encoder(self.features(scaled), self.codes()[treatment], covariates)
+        qz = self.encoder(self.features(scaled), self.codes(treatment), covariates)
         z = qz.rsample((self.config.objective.n_samples if n_samples is None else n_samples,))
         return {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.QZ_KEY: qz}
 
@@ -259,7 +258,7 @@ class VCIModule(BaseModuleClass):
         outputs = self.generative(qz.rsample(), size, target, covariates)
         expression = outputs[MODULE_KEYS.PX_KEY].mean
         features = self.features(expression)
-        codes = self.codes()[target]
+        codes = self.codes(target)
         stratum = tensors.get(keys.STRATUM_KEY, torch.zeros_like(target)[:, None])
         stratum = stratum.long().squeeze(-1)
         supported = tensors.get(keys.SUPPORTED_KEY)
@@ -337,7 +336,7 @@ class VCIModule(BaseModuleClass):
             scaled = self.at_reference_size(inputs["expression"], inputs["size"])
         real = Cells(
             features=self.features(scaled),
-            treatment=self.codes()[inputs["treatment"]],
+            treatment=self.codes(inputs["treatment"]),
             covariates=inputs["covariates"],
         )
         return self.covariate_term.critic_loss(real, generated)

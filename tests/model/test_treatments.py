@@ -79,9 +79,11 @@ def test_dose_zero_is_the_control_and_measured_doses_are_met(screen):
 def test_a_condition_put_together_from_what_was_measured_equals_it(screen):
     module, arms = screen.module, screen._arms
     for name in ("drug_1@0.1", "drug_2@1", "drug_3@10"):
-        built = build_arm(name, arms, module)
+        built = build_arm(arms.condition(name), arms, module)
         index = arms.find(name)
-        np.testing.assert_allclose(built.code, module.codes()[index].detach(), atol=1e-6)
+        np.testing.assert_allclose(
+            built.code, module.codes(torch.tensor([index]))[0].detach(), atol=1e-6
+        )
         np.testing.assert_allclose(built.shift, module.calibration[:, index], atol=1e-5)
         assert built.basis == "measured"
 
