@@ -212,11 +212,11 @@ def cluster_components(
     if products is not None:
         under_t, under_0 = products.treated.by_set, products.reference.by_set
         if estimand == "ate" and weights.everyone is not None:
-            parts.append(_less(weights.everyone, weights.treated, under_t))
-            parts.append(_less(weights.everyone, weights.reference, under_0))
+            parts.append(arm_difference(weights.everyone, weights.treated, under_t))
+            parts.append(arm_difference(weights.everyone, weights.reference, under_0))
         else:
             parts.append((np.zeros_like(parts[0][0]), np.zeros_like(parts[0][1])))
-            parts.append(_less(weights.treated, weights.reference, under_0))
+            parts.append(arm_difference(weights.treated, weights.reference, under_0))
     n_parts, n_genes = len(parts), len(parts[0][0])
     covariance = np.empty((len(weights.df), n_parts, n_parts, n_genes))
     for i, (_, one) in enumerate(parts):
@@ -237,11 +237,11 @@ def cluster_correction(weights: ClusterWeights, predictions: Predictions) -> Com
     """
     if weights.everyone is None:
         raise ValueError("Weights of all cells are needed; weigh_clusters with_everyone=True.")
-    value, influence = _less(weights.everyone, weights.treated, predictions.by_set)
+    value, influence = arm_difference(weights.everyone, weights.treated, predictions.by_set)
     return Components(value[None], (weights.blocks @ influence**2)[:, None, None], weights.df)
 
 
-def _less(one: ArmMap, other: ArmMap, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def arm_difference(one: ArmMap, other: ArmMap, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Difference of two means and the clusters' influences on it."""
     (value, influence), (less, its_influence) = one.apply(means), other.apply(means)
     return value - less, influence - its_influence

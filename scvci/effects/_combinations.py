@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ._design import indicator
-from ._intervals import adjust, student_interval
+from ._clusters import ClusterWeights, arm_difference, weigh_clusters
+from ._design import Clusters, Contrast, Design, indicator, make_design
+from ._intervals import Components, adjust, student_interval
 from ._moments import dense
 from ._validation import check_codes, check_numbers, check_shape
 
@@ -34,6 +35,21 @@ _BLOCK = 2**24
 _N_BORROWED = 5.0
 #: Variance relative to the squared mean that is rounding of the sums of squares.
 _ROUNDING = 1e-13
+#: Error relative to the means of clusters that is rounding of these.
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class _Weights:
+    """What clusters weigh in an interaction.
+
+    ``pairs`` are the combination and each of its parts, against the control; ``blocks`` are
+    clusters that vary alike, sparse ``(n_blocks, n_clusters)``, ``df`` their degrees of freedom.
+    """
+
+    pairs: list[ClusterWeights]
+    blocks: sparse.csr_matrix
+    df: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,8 @@ class _Row:
     """A combination in one group.
 
     ``sets`` are the rows of sums of the combination, its parts and the control, in this order;
-    ``note`` says why there is no estimate, if there is none.
+    ``note`` says why there is no estimate, if there is none; without ``weights`` cells are
+    independent.
     """
 
     treatment: str
@@ -49,16 +66,21 @@ class _Row:
     sets: np.ndarray
     n_treated: int
     note: str
+    weights: _Weights | None = None
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """Cells of each set ``(n_sets, 1)``; mean, variance, expressing ``(n_sets, n_genes)``."""
+    """Cells of each set ``(n_sets, 1)``; mean, variance, expressing ``(n_sets, n_genes)``.
+
+    ``in_clusters`` are the means of each set's part of each cluster, if cells have clusters.
+    """
 
     n: np.ndarray
     mean: np.ndarray
     variance: np.ndarray
     expressing: np.ndarray
+    in_clusters: np.ndarray
 
 
 def interaction_effects(
@@ -70,6 +92,7 @@ def interaction_effects(
     treatments: Sequence[str],
     group_names: Sequence[str],
     genes: Sequence[str],
+    clusters: np.ndarray | None = None,
     level: float = 0.95,
     min_cells: int = 30,
     min_expressing: int = 10,
@@ -91,6 +114,11 @@ def interaction_effects(
     which few cells express a gene borrows variance from the others, as in
     :func:`estimate_effects`.
 
+    With ``clusters``, not cells but these are independent. Effects of the combination and of its
+    parts are those of :func:`estimate_effects`, and the influences of a cluster on all of them
+    are added up before they are squared: what a donor has in common in all arms cancels. Where
+    every cluster has all arms this is the t-test of their interactions. Arms borrow nothing.
+
     Parameters
     ----------
     outcomes
@@ -102,6 +130,9 @@ def interaction_effects(
         the code of the control.
     treatments, group_names, genes
         Names, by code or column.
+    clusters
+        Code of each cell's donor, well or guide, shape ``(n_cells,)``, if cells of one are not
+        independent. They may be across arms, across some, or nested in arms; each arm needs two.
     level
         Coverage of the intervals.
     min_cells
@@ -128,7 +159,7 @@ def interaction_effects(
     ------
     ValueError
         If a combination has unknown codes, fewer than two parts or an arm twice, lengths differ,
-        expression is not finite, or a number is out of range.
+        a cell has no cluster, expression is not finite, or a number is out of range.
     """
     check_numbers(
         level=level, min_cells=min_cells, min_expressing=min_expressing, chunk_size=chunk_size
@@ -138,6 +169,7 @@ def interaction_effects(
         outcomes.shape[0],
         treatment=(treatment, len(treatments)),
         groups=(groups, len(group_names)),
+        clusters=(clusters, None),
     )
     for combination in combinations:
         _check_combination(combination, treatments)
@@ -151,16 +183,21 @@ def interaction_effects(
         for combination in combinations
         for group in range(len(group_names))
     ]
+    sets = None
+    if clusters is not None and rows:
+        design = make_design(treatment, groups, groups, clusters, arms)
+        sets = design.clusters
+        rows = [_with_clusters(row, design, [treatments[arm] for arm in arms]) for row in rows]
     values = np.full((len(_MEASURED), len(rows), len(genes)), np.nan)
     problem = np.zeros(values.shape[1:], dtype=np.int8)
     size = chunk_size or max(1, _BLOCK // max(members.shape))
     for start in range(0, len(genes), size):
         chunk = slice(start, min(start + size, len(genes)))
-        moments = _sum(outcomes[:, chunk], members, genes[chunk])
+        moments = _sum(outcomes[:, chunk], members, sets, genes[chunk])
         for i, row in enumerate(rows):
             if not row.note:
                 values[:, i, chunk], problem[i, chunk] = _interaction(
-                    row.sets, moments, level, min_expressing
+                    row, moments, level, min_expressing
                 )
     return _table(rows, values, problem, genes)
 
@@ -230,7 +267,36 @@ def _make_row(
     return _Row(treatments[code], group_names[group], sets, int(n_cells[sets[0]]), note)
 
 
-def _sum(block: Any, members: sparse.csr_matrix, genes: Sequence[str]) -> _Moments:
+def _with_clusters(row: _Row, design: Design, arms: Sequence[str]) -> _Row:
+    """Add the weights of clusters to a row, or a note where there are too few."""
+    if row.note or design.clusters is None or design.n_clusters is None:
+        return row
+    needed = row.sets % len(arms)
+    [unit] = np.flatnonzero(design.group == row.sets[0] // len(arms))
+    single = [arms[arm] for arm in needed if design.n_clusters[unit, arm] < 2]
+    if single:
+        named = ", ".join(map(repr, single))
+        return replace(row, note=f"skipped: one cluster of cells with {named}")
+    return replace(row, weights=_weigh(design.clusters, int(unit), needed))
+
+
+def _weigh(clusters: Clusters, unit: int, arms: np.ndarray) -> _Weights:
+    """Weights of the clusters of a unit in the arms: a combination, its parts and the control."""
+    contrasts = [Contrast(int(arm), 0, np.array([unit]), np.ones(1)) for arm in arms[:-1]]
+    # All pairs number the clusters of the unit alike, whichever arms these have.
+    pairs = [weigh_clusters(contrast, clusters, int(arms[-1])) for contrast in contrasts]
+    of_pair = np.stack([pair.blocks.T @ np.arange(len(pair.df)) for pair in pairs])
+    _, block = np.unique(of_pair, axis=1, return_inverse=True)
+    block = block.ravel()
+    # Of the pairs, the one with the scarcest arm says what a cluster adds to degrees of freedom.
+    own = [pair.blocks.T @ (pair.df / np.diff(pair.blocks.indptr)) for pair in pairs]
+    df = np.bincount(block, weights=np.min(own, axis=0))
+    return _Weights(pairs, indicator(block, len(df)), np.maximum(df, 1.0))
+
+
+def _sum(
+    block: Any, members: sparse.csr_matrix, sets: Clusters | None, genes: Sequence[str]
+) -> _Moments:
     if sparse.issparse(block):
         block = sparse.csr_matrix(block, dtype=np.float64)
         square, positive = block.multiply(block), block != 0
@@ -250,30 +316,55 @@ def _sum(block: Any, members: sparse.csr_matrix, genes: Sequence[str]) -> _Momen
     mean = total / np.maximum(n, 1)
     scatter = squares - n * mean**2
     scatter[scatter <= _ROUNDING * squares] = 0
-    return _Moments(n, mean, scatter / np.maximum(n - 1, 1), expressing)
+    in_clusters = np.zeros((0, len(genes)))
+    if sets is not None:
+        in_clusters = dense(sets.cells @ block) / sets.size[:, None]
+    return _Moments(n, mean, scatter / np.maximum(n - 1, 1), expressing, in_clusters)
 
 
 def _interaction(
-    sets: np.ndarray, moments: _Moments, level: float, min_expressing: int
+    row: _Row, moments: _Moments, level: float, min_expressing: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Columns of one row and problems of its genes, ``(n_columns, n_genes)``, ``(n_genes,)``."""
-    n, mean = moments.n[sets], moments.mean[sets]
-    expressing = moments.expressing[sets]
-    n_parts = len(sets) - 2
-    effect = mean[0] - mean[-1]
-    additive = (mean[1:-1] - mean[-1]).sum(axis=0)
-    weight = np.array([1.0, *[-1.0] * n_parts, n_parts - 1.0])[:, None]
-    by_arm = weight**2 * _with_borrowed(moments.variance[sets], n, expressing) / n
-    variance = by_arm.sum(axis=0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        df = variance**2 / (by_arm**2 / (n - 1)).sum(axis=0)
+    if row.weights is None:
+        effect, additive, variance, df = _of_cells(row.sets, moments)
+    else:
+        effect, additive, variance, df = _of_clusters(row.weights, row.sets, moments)
     problem = np.zeros(len(effect), dtype=np.int8)
-    problem[expressing.sum(axis=0) < min_expressing] = _SPARSE
+    problem[moments.expressing[row.sets].sum(axis=0) < min_expressing] = _SPARSE
     problem[variance == 0] = _CONSTANT
     std_error = np.where(problem == 0, np.sqrt(variance), np.nan)
     interaction = effect - additive
     ends = student_interval(interaction, std_error, df, level)
     return np.stack([effect, additive, interaction, std_error, *ends]), problem
+
+
+def _of_cells(sets: np.ndarray, moments: _Moments) -> tuple[np.ndarray, ...]:
+    """Effect, sum of effects, variance of their difference and degrees of freedom, by gene."""
+    n, mean = moments.n[sets], moments.mean[sets]
+    n_parts = len(sets) - 2
+    effect = mean[0] - mean[-1]
+    additive = (mean[1:-1] - mean[-1]).sum(axis=0)
+    weight = np.array([1.0, *[-1.0] * n_parts, n_parts - 1.0])[:, None]
+    variance = _with_borrowed(moments.variance[sets], n, moments.expressing[sets])
+    by_arm = weight**2 * variance / n
+    total = by_arm.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return effect, additive, total, total**2 / (by_arm**2 / (n - 1)).sum(axis=0)
+
+
+def _of_clusters(weights: _Weights, sets: np.ndarray, moments: _Moments) -> tuple[np.ndarray, ...]:
+    """Compute the same as :func:`_of_cells` where clusters, not cells, are independent."""
+    found = [
+        arm_difference(pair.treated, pair.reference, moments.in_clusters) for pair in weights.pairs
+    ]
+    effect, additive = found[0][0], np.sum([value for value, _ in found[1:]], axis=0)
+    influence = found[0][1] - np.sum([of_part for _, of_part in found[1:]], axis=0)
+    by_block = (weights.blocks @ influence**2)[:, None, None]
+    components = Components((effect - additive)[None], by_block, weights.df)
+    variance, df = components.variance(np.ones((1, 1)))
+    variance[variance <= (_TINY * np.abs(moments.mean[sets]).max(axis=0)) ** 2] = 0
+    return effect, additive, variance, df
 
 
 def _with_borrowed(variance: np.ndarray, n: np.ndarray, expressing: np.ndarray) -> np.ndarray:

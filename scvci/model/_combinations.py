@@ -32,6 +32,7 @@ class CombinationsMixin(RegistryMixin):
         adata: AnnData | None = None,
         level: float = 0.95,
         min_cells: int = 30,
+        cluster_key: str | None = None,
     ) -> pd.DataFrame:
         """Compare the effect of combinations with the sum of their members' effects.
 
@@ -50,6 +51,9 @@ class CombinationsMixin(RegistryMixin):
             Coverage of the intervals.
         min_cells
             Fewest cells in each of the arms.
+        cluster_key
+            Column of ``obs`` with the donor, animal, well or guide of each cell. Cells of one are
+            not independent: without it, errors are too small.
 
         Returns
         -------
@@ -58,11 +62,20 @@ class CombinationsMixin(RegistryMixin):
 
         Raises
         ------
+        KeyError
+            If there is no such column.
         ValueError
-            If a treatment is not a combination, or a member was not measured alone.
+            If a treatment is not a combination, a member was not measured alone, or a label of
+            a cluster is missing.
+
+        Warns
+        -----
+        UserWarning
+            If ``obs`` has a column that looks like donors, animals or wells and ``cluster_key`` is
+            not given.
         """
         combinations = self._combinations(treatment)
-        study = self._study(adata, None, None, "log1p")
+        study = self._study(adata, None, cluster_key, "log1p")
         outcomes = study.outcomes
         if study.is_count:
             outcomes = outcomes.log1p() if sparse.issparse(outcomes) else np.log1p(outcomes)
@@ -75,6 +88,7 @@ class CombinationsMixin(RegistryMixin):
             treatments=self.treatments,
             group_names=study.strata,
             genes=study.genes,
+            clusters=None if study.clusters is None else study.clusters[known],
             level=level,
             min_cells=min_cells,
         )

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from scipy import sparse, stats
 
+from scvci.effects import estimate_effects
 from scvci.effects._combinations import interaction_effects
 
 NAMES = ["control", "A", "B", "C", "A+B", "A+B+C"]
@@ -158,6 +159,184 @@ def test_genes_without_an_interval_say_why():
     assert table["q_value"][3] == table["p_value"][3]
 
 
+def test_clusters_that_are_single_cells_give_the_error_of_cells(cells):
+    outcomes, treatment, groups = cells
+    given = {"groups": groups, "combinations": [PAIR, TRIPLE], "group_names": ["x", "y"]}
+    # Every cell expresses every gene: nothing is borrowed.
+    plain = run(outcomes, treatment, min_cells=5, **given)
+    single = run(outcomes, treatment, min_cells=5, clusters=np.arange(900), **given)
+    pd.testing.assert_frame_equal(single, plain, rtol=1e-9)
+
+
+@pytest.mark.parametrize("combination", [PAIR, TRIPLE])
+def test_clusters_with_all_arms_give_the_t_test_of_their_interactions(cells, combination):
+    outcomes, treatment, _ = cells
+    donor = np.random.default_rng(5).integers(6, size=900)
+    table = run(outcomes, treatment, combinations=[combination], clusters=donor, min_cells=5)
+    code, parts, control = combination
+    mean = {
+        a: np.stack([outcomes[(treatment == a) & (donor == d)].mean(axis=0) for d in range(6)])
+        for a in (code, *parts, control)
+    }
+    effect = mean[code] - mean[control]
+    additive = sum(mean[a] - mean[control] for a in parts)
+    test = stats.ttest_1samp(effect - additive, 0)
+    low, high = test.confidence_interval(0.95)
+    np.testing.assert_allclose(table["effect"], effect.mean(axis=0))
+    np.testing.assert_allclose(table["additive"], additive.mean(axis=0))
+    np.testing.assert_allclose(table["p_value"], test.pvalue)
+    np.testing.assert_allclose(table["ci_low"], low)
+    np.testing.assert_allclose(table["ci_high"], high)
+
+
+def test_clusters_nested_in_arms_give_welchs_error_of_their_means(cells):
+    outcomes, treatment, _ = cells
+    donor = 4 * treatment + np.random.default_rng(6).integers(4, size=900)
+    table = run(outcomes, treatment, combinations=[TRIPLE], clusters=donor, min_cells=5)
+    weight = {5: 1, 1: -1, 2: -1, 3: -1, 0: 2}
+    means = {a: [outcomes[donor == 4 * a + d].mean(axis=0) for d in range(4)] for a in weight}
+    v = {a: weight[a] ** 2 * np.var(means[a], axis=0, ddof=1) / 4 for a in weight}
+    variance = sum(v.values())
+    interaction = sum(weight[a] * np.mean(means[a], axis=0) for a in weight)
+    df = variance**2 / sum(part**2 / 3 for part in v.values())
+    np.testing.assert_allclose(table["interaction"], interaction)
+    np.testing.assert_allclose(table["std_error"], np.sqrt(variance))
+    np.testing.assert_allclose(
+        table["p_value"], 2 * stats.t.sf(np.abs(interaction) / np.sqrt(variance), df)
+    )
+
+
+def test_clusters_with_some_arms_vary_in_blocks(cells):
+    """Donors with control, A and A+B, and donors with control and B: 3 degrees each."""
+    outcomes, treatment, _ = cells
+    has = {0: range(8), 1: range(4), 2: range(4, 8), 4: range(4)}
+    donor = np.random.default_rng(10).integers(4, size=900) + 4 * (treatment == 2)
+    donor += 4 * ((treatment == 0) & (np.arange(900) % 2 == 0))
+    table = run(outcomes, treatment, clusters=donor, min_cells=5)
+    influence, interaction = np.zeros((8, 7)), 0
+    for arm, weight in {4: 1, 1: -1, 2: -1, 0: 1}.items():
+        mean = np.stack(
+            [outcomes[(treatment == arm) & (donor == d)].mean(axis=0) for d in has[arm]]
+        )
+        n = len(mean)
+        influence[list(has[arm])] += weight * (mean - mean.mean(axis=0)) / np.sqrt(n * (n - 1))
+        interaction = interaction + weight * mean.mean(axis=0)
+    blocks = (influence**2).reshape(2, 4, 7).sum(axis=1)
+    error, df = np.sqrt(blocks.sum(axis=0)), blocks.sum(axis=0) ** 2 / (blocks**2 / 3).sum(axis=0)
+    np.testing.assert_allclose(table["interaction"], interaction)
+    np.testing.assert_allclose(table["std_error"], error)
+    np.testing.assert_allclose(table["ci_high"], interaction + stats.t.ppf(0.975, df) * error)
+
+
+@pytest.mark.parametrize("n_donors", [7, 25])
+def test_effects_in_clusters_are_those_of_estimate_effects(cells, n_donors):
+    outcomes, treatment, groups = cells
+    donor = np.random.default_rng(7).integers(n_donors, size=900)
+    table = run(
+        np.log1p(outcomes),
+        treatment,
+        groups,
+        [TRIPLE],
+        ["x", "y"],
+        clusters=donor,
+        min_cells=5,
+    )
+    single = estimate_effects(
+        outcomes,
+        treatment,
+        groups,
+        reference="control",
+        treatments=NAMES,
+        strata=["x", "y"],
+        genes=[f"g{i}" for i in range(7)],
+        groups=groups,
+        group_names=["x", "y"],
+        clusters=donor,
+        min_cells=5,
+    )
+    estimate = {t: rows["estimate"].to_numpy() for t, rows in single.groupby("treatment")}
+    np.testing.assert_allclose(table["effect"], estimate["A+B+C"])
+    np.testing.assert_allclose(table["additive"], sum(estimate[t] for t in "ABC"))
+
+
+def test_order_names_and_storage_do_not_matter_to_clusters(cells):
+    outcomes, treatment, groups = cells
+    outcomes = np.where(outcomes > 1.4, outcomes, 0)
+    rng = np.random.default_rng(8)
+    # Arms have some donors in common.
+    donor = rng.integers(5, size=900) + treatment
+    names = rng.permutation(10)
+    tables = []
+    for rows, code in ((np.arange(900), donor), (rng.permutation(900), names[donor])):
+        for matrix, size in ((outcomes[rows], None), (sparse.csr_matrix(outcomes[rows]), 3)):
+            tables.append(
+                run(
+                    matrix,
+                    treatment[rows],
+                    groups[rows],
+                    [TRIPLE, PAIR],
+                    ["x", "y"],
+                    clusters=code[rows],
+                    min_cells=5,
+                    chunk_size=size,
+                )
+            )
+    assert set(tables[0]["note"]) == {""}
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("n_donors", [4, 12])
+@pytest.mark.parametrize("design", ["across", "partly", "nested"])
+def test_clusters_cover_where_cells_do_not(design, n_donors):
+    """Effects that add up, donors that differ and respond differently; genes are the repeats."""
+    rng = np.random.default_rng(n_donors)
+    n_genes = 2000
+    shift = {"across": 0, "partly": n_donors // 4, "nested": n_donors}[design]
+    treatment = np.repeat(np.arange(6), 20 * n_donors)
+    donor = np.tile(np.repeat(np.arange(n_donors), 20), 6) + shift * treatment
+    n_all = donor.max() + 1
+    effect = np.array([0, 0.5, -0.3, 0.2, 0.2, 0.4])[treatment, None]
+    of_donor = 0.5 * rng.normal(size=(n_all, n_genes))
+    of_response = 0.4 * rng.normal(size=(n_all, 6, n_genes))
+    outcomes = 4 + effect + of_donor[donor] + of_response[donor, treatment]
+    outcomes += rng.normal(size=outcomes.shape)
+    covered = {}
+    for name, clusters in (("clusters", donor), ("cells", None)):
+        table = run(outcomes, treatment, combinations=[PAIR, TRIPLE], clusters=clusters)
+        holds = (table["ci_low"] < 0) & (table["ci_high"] > 0)
+        covered[name] = holds.groupby(table["treatment"]).mean()
+    # Five standard errors of a share of 2000 are 0.024; few donors in some arms err safely.
+    assert covered["clusters"].between(0.90, 0.99).all()
+    assert (covered["cells"] < 0.80).all()
+
+
+def test_too_few_clusters_are_skipped_and_named(cells):
+    outcomes, treatment, _ = cells
+    table = run(outcomes, treatment, combinations=[PAIR, TRIPLE], clusters=np.ones(900, int))
+    notes = table.groupby("treatment", sort=False)["note"].first()
+    assert notes["A+B"] == "skipped: one cluster of cells with 'A+B', 'A', 'B', 'control'"
+    assert table[["interaction", "std_error", "p_value"]].isna().all(axis=None)
+    donor = np.where(treatment == 3, 0, np.arange(900) % 4)
+    table = run(outcomes, treatment, combinations=[PAIR, TRIPLE], clusters=donor)
+    notes = table.groupby("treatment", sort=False)["note"].first()
+    assert list(notes) == ["", "skipped: one cluster of cells with 'C'"]
+
+
+def test_genes_that_do_not_vary_have_no_interval_in_clusters():
+    treatment, donor = np.repeat([0, 1, 2, 4], 50), np.tile(np.arange(5), 40)
+    outcomes = np.random.default_rng(9).normal(size=(200, 3)) + 3
+    outcomes[:, 0] = 0.1 + 0.2 * (treatment == 4)
+    outcomes[:, 1] *= np.arange(200) % 40 == 0
+    table = run(outcomes, treatment, clusters=donor)
+    assert list(table["note"]) == [
+        "constant in every arm: no interval",
+        "too few expressing cells for an interval",
+        "",
+    ]
+    assert table["p_value"].notna().tolist() == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("combination", "message"),
     [
@@ -186,4 +365,12 @@ def test_wrong_input_is_named(cells):
         run(outcomes, treatment, np.ones(900, dtype=int))
     with pytest.raises(ValueError, match="min_cells=1"):
         run(outcomes, treatment, min_cells=1)
+    for message, clusters in {
+        "clusters has shape": np.zeros(899, dtype=int),
+        "clusters holds float64 values": np.where(np.arange(900) < 5, np.nan, 1.0),
+        "clusters has negative codes": np.arange(900) - 1,
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            run(outcomes, treatment, clusters=clusters)
     assert run(outcomes, treatment, combinations=[]).empty
+    assert run(outcomes, treatment, combinations=[], clusters=treatment).empty
