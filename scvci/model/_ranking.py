@@ -57,7 +57,7 @@ class RankingMixin(RegistryMixin):
             Column of ``obs`` by which effects of one treatment are told apart; its levels are then
             the groups. By default the treatments are the groups.
         key_added
-            Key in ``adata.uns``.
+            Key in ``adata.uns``, and the beginning of a column's name; see the notes.
         adata
             Cells to estimate from and to write to, by default the model's.
         **effect_kwargs
@@ -77,6 +77,11 @@ class RankingMixin(RegistryMixin):
 
         Notes
         -----
+        scanpy groups cells by the column that ``params["groupby"]`` names. Where the labels of
+        the treatment's column are not the treatments' names (it lacks the doses, members stand in
+        another order, labels are not text, or treatments are a matrix in ``obsm``), the treatment
+        of each cell is written to ``adata.obs[f"{key_added}_arm"]`` and that column is named.
+
         Genes come by descending score, so the first are raised most and the last lowered most. A
         gene without a p-value (skipped, or extrapolated to cells that were never measured) has
         score 0, as scanpy scores a gene that it cannot test, and therefore stands between both
@@ -107,9 +112,10 @@ class RankingMixin(RegistryMixin):
             )
         fold_changes = self._fold_changes(table, treatment, arguments)
         estimated = table["estimate"].notna()
-        self._cells_of(adata).uns[key_added] = {
+        cells = self._cells_of(adata)
+        cells.uns[key_added] = {
             "params": {
-                "groupby": self._setup_arg("treatment_key") if groupby is None else groupby,
+                "groupby": self._arm_column(cells, key_added) if groupby is None else groupby,
                 "reference": str(table["reference"].iloc[0]),
                 "method": ", ".join(pd.unique(table.loc[estimated, "estimator"].astype(str))),
                 "use_raw": False,
@@ -119,6 +125,15 @@ class RankingMixin(RegistryMixin):
             **rank_effects(table, fold_changes, "treatment" if groupby is None else "stratum"),
         }
         return table
+
+    def _arm_column(self, cells: AnnData, key_added: str) -> str:
+        """Column of ``obs`` with the arm of each cell; it is written where there is none."""
+        key, arms = self._setup_arg("treatment_key"), self._arm_labels(cells)
+        if key in cells.obs and np.array_equal(cells.obs[key].to_numpy(dtype=object), arms):
+            return key
+        added = f"{key_added}_arm"
+        cells.obs[added] = pd.Categorical(arms, self.treatments).remove_unused_categories()
+        return added
 
     def _fold_changes(
         self,

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import warnings
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from helpers import train
 
 from scvci.data import _constants as keys
 from scvci.datasets import simulate_screen
 from scvci.model import VCI
 
-
-def _train(adata, max_epochs=5, **setup):
-    VCI.setup_anndata(adata, layer="counts", **setup)
-    model = VCI(adata, n_latent=3, architecture={"n_hidden": 32}, seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.train(max_epochs=max_epochs, enable_progress_bar=False, accelerator="cpu")
-    return model
+_train = partial(train, max_epochs=5, n_hidden=32, categorical_covariate_keys=None)
 
 
 def _unbalanced(seed=0):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from helpers import without_layers
 
 import scvci
 from scvci.model import VCI
@@ -46,20 +47,12 @@ def fitted():
     return _train(data, max_epochs=100, **_PARTS), data
 
 
-def _fresh(data):
-    copy = data.copy()
-    for name in [n for n in copy.layers if n and n.startswith("counterfactual")]:
-        del copy.layers[name]
-    copy.uns.pop("scvci", None)
-    return copy
-
-
 # -- quantiles --------------------------------------------------------------------------------
 
 
 def test_quantiles_are_those_of_the_draws(fitted):
     model, data = fitted
-    cells = _fresh(data)
+    cells = without_layers(data)
     rows = np.arange(40)
     scvi.settings.seed = 1
     draws = model.predict_counterfactual("IFNb", cells, rows, n_samples=60)
@@ -80,7 +73,7 @@ def test_quantiles_are_those_of_the_draws(fitted):
 
 def test_quantiles_are_ordered_and_rise_with_the_library_size(fitted):
     model, data = fitted
-    cells = _fresh(data)
+    cells = without_layers(data)
     rows = np.arange(60)
     arguments = {"adata": cells, "indices": rows, "quantiles": [0.05, 0.5, 0.95]}
     low, middle, high = (
@@ -98,7 +91,7 @@ def test_quantiles_are_ordered_and_rise_with_the_library_size(fitted):
 
 def test_quantiles_commute_with_the_logarithm_and_repeat_by_seed(fitted):
     model, data = fitted
-    cells = _fresh(data)
+    cells = without_layers(data)
     arguments = {"adata": cells, "indices": np.arange(30), "quantiles": 0.9}
     written = []
     for name, log1p, seed in (("a", False, 3), ("b", True, 3), ("c", False, 4)):
@@ -125,7 +118,7 @@ def test_quantiles_commute_with_the_logarithm_and_repeat_by_seed(fitted):
 def test_impossible_quantiles_are_refused(fitted, arguments, match):
     model, data = fitted
     with pytest.raises(ValueError, match=match):
-        model.predict_counterfactual("IFNb", _fresh(data), **arguments)
+        model.predict_counterfactual("IFNb", without_layers(data), **arguments)
 
 
 # -- intervals --------------------------------------------------------------------------------
@@ -157,7 +150,7 @@ def test_stratum_intervals_cover_true_counterfactuals_although_the_model_is_hard
 
 def test_individual_intervals_differ_between_cells_and_are_shorter(fitted):
     model, data = fitted
-    cells = _fresh(data)
+    cells = without_layers(data)
     rows = np.flatnonzero((cells.obs["treatment"] == "control").to_numpy())
     widths = {}
     for method in ("stratum", "individual"):
@@ -174,7 +167,7 @@ def test_individual_intervals_differ_between_cells_and_are_shorter(fitted):
 
 def test_intervals_are_whole_numbers_nested_in_the_level_and_repeatable(fitted):
     model, data = fitted
-    cells = _fresh(data)
+    cells = without_layers(data)
     before, state = cells.X.copy(), torch.get_rng_state()
     rows = np.arange(80)
     bounds = {}
@@ -200,7 +193,7 @@ def test_intervals_are_whole_numbers_nested_in_the_level_and_repeatable(fitted):
 
 def test_what_calibrated_an_interval_is_recorded_and_survives_a_file(fitted, tmp_path):
     model, data = fitted
-    cells = _fresh(data)
+    cells = without_layers(data)
     (_, high) = model.predict_interval("TNFa", 0.8, adata=cells, indices=[1, 2], n_samples=50)
     for name in [n for n in cells.layers if n and n.startswith(("true", "counts_"))]:
         del cells.layers[name]
@@ -221,7 +214,7 @@ def test_what_calibrated_an_interval_is_recorded_and_survives_a_file(fitted, tmp
 
 def test_a_saved_model_knows_its_test_cells(fitted, tmp_path):
     model, data = fitted
-    cells, again = _fresh(data), _fresh(data)
+    cells, again = without_layers(data), without_layers(data)
     layers = model.predict_interval("IFNb", adata=cells, indices=[0, 5, 9])
     model.save(str(tmp_path / "model"))
     loaded = VCI.load(str(tmp_path / "model"), adata=again, accelerator="cpu")
@@ -292,7 +285,7 @@ def test_cells_of_a_new_combination_are_missing_by_stratum_and_predicted_by_them
 
 def test_bad_requests(fitted):
     model, data = fitted
-    cells = _fresh(data)
+    cells = without_layers(data)
     with pytest.raises(ValueError, match=r"level=1\.2"):
         model.predict_interval("IFNb", level=1.2, adata=cells)
     with pytest.raises(ValueError, match="'median' is neither"):

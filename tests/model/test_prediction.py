@@ -9,23 +9,16 @@ import numpy as np
 import pytest
 import scanpy as sc
 import torch
+from helpers import without_layers
 from scipy import sparse
 
 import scvci
 from scvci.model import VCI
 
 
-def _fresh(data):
-    copy = data.copy()
-    for name in [n for n in copy.layers if n and n.startswith("counterfactual")]:
-        del copy.layers[name]
-    copy.uns.pop("scvci", None)
-    return copy
-
-
 def test_x_is_untouched_and_provenance_recorded(trained):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     before = cells.X.copy()
     columns = list(cells.obs.columns)
     assert model.predict_counterfactual("IFNb", cells) == ["counterfactual_IFNb"]
@@ -41,7 +34,7 @@ def test_x_is_untouched_and_provenance_recorded(trained):
 
 def test_expected_counts_keep_the_library_size_of_the_cell(trained):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     model.predict_counterfactual(["IFNb", "control"], cells)
     own = np.asarray(cells.layers["counts"].sum(1)).ravel()
     for layer in ("counterfactual_IFNb", "counterfactual_control"):
@@ -50,7 +43,7 @@ def test_expected_counts_keep_the_library_size_of_the_cell(trained):
 
 def test_scales_agree_with_each_other(trained):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     model.predict_counterfactual("IFNb", cells, library_size=1e4)
     model.predict_counterfactual("IFNb", cells, library_size=1e4, log1p=True, layer_added="log")
     model.predict_counterfactual("IFNb", cells, layer_added="own")
@@ -66,7 +59,7 @@ def test_scales_agree_with_each_other(trained):
 
 def test_samples_are_counts_around_the_expectation(trained):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     torch.manual_seed(0)
     layers = model.predict_counterfactual("TNFa", cells, n_samples=40)
     assert layers[0] == "counterfactual_TNFa_1"
@@ -82,7 +75,7 @@ def test_samples_are_counts_around_the_expectation(trained):
 
 def test_indices_leave_the_other_rows_missing(trained):
     model, data = trained
-    cells, all_cells = _fresh(data), _fresh(data)
+    cells, all_cells = without_layers(data), without_layers(data)
     model.predict_counterfactual("IFNb", all_cells)
     rows = np.array([5, 3, 250])
     for indices in (rows, np.isin(np.arange(cells.n_obs), rows), cells.obs_names[rows]):
@@ -101,7 +94,7 @@ def test_indices_leave_the_other_rows_missing(trained):
 @pytest.mark.parametrize("n_samples", [None, 2])
 def test_genes_are_aligned_by_name(trained, n_samples):
     model, data = trained
-    straight = _fresh(data)
+    straight = without_layers(data)
     order = np.random.default_rng(0).permutation(data.n_vars)
     shuffled = straight[:, order].copy()
     for cells in (straight, shuffled):
@@ -115,7 +108,7 @@ def test_genes_are_aligned_by_name(trained, n_samples):
 
 def test_missing_genes_are_listed_and_extra_ones_are_nan(trained):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     with pytest.raises(ValueError, match="lacks 2 of the model's 30 genes: Gene0000, Gene0001"):
         model.predict_counterfactual("IFNb", cells[:, 2:].copy())
     extra = anndata.concat([cells, cells[:, :1].copy()], axis=1, merge="first", uns_merge="first")
@@ -129,10 +122,10 @@ def test_missing_genes_are_listed_and_extra_ones_are_nan(trained):
 
 def test_views_and_backed_files(trained, tmp_path):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     model.predict_counterfactual("IFNb", cells)
     rows = np.array([200, 10, 77])
-    view = _fresh(data)[rows]
+    view = without_layers(data)[rows]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.predict_counterfactual("IFNb", view)
@@ -144,7 +137,7 @@ def test_views_and_backed_files(trained, tmp_path):
         warnings.simplefilter("ignore")
         plain.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu")
     path = tmp_path / "cells.h5ad"
-    in_memory = _fresh(data)
+    in_memory = without_layers(data)
     in_memory.write_h5ad(path)
     backed = anndata.read_h5ad(path, backed="r")
     plain.predict_counterfactual("IFNb", in_memory)
@@ -158,7 +151,7 @@ def test_views_and_backed_files(trained, tmp_path):
 
 
 def _registered_on_x(data):
-    cells = _fresh(data)
+    cells = without_layers(data)
     VCI.setup_anndata(cells, categorical_covariate_keys=["cell_type"])
     return cells
 
@@ -166,10 +159,10 @@ def _registered_on_x(data):
 @pytest.mark.parametrize("batch_size", [1, 7, 300])
 def test_batch_size_and_cell_order_do_not_matter(trained, batch_size):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     model.predict_counterfactual("IFNb", cells)
     order = np.random.default_rng(1).permutation(cells.n_obs)
-    shuffled = _fresh(data)[order].copy()
+    shuffled = without_layers(data)[order].copy()
     model.predict_counterfactual("IFNb", shuffled, batch_size=batch_size)
     np.testing.assert_allclose(
         shuffled.layers["counterfactual_IFNb"],
@@ -181,7 +174,7 @@ def test_batch_size_and_cell_order_do_not_matter(trained, batch_size):
 
 def test_cells_of_a_new_combination_and_of_unknown_levels(trained):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("B", "Treg")
     with pytest.raises(ValueError, match="'Treg'.*Known: 'B'"):
         model.predict_counterfactual("IFNb", cells)
@@ -189,7 +182,7 @@ def test_cells_of_a_new_combination_and_of_unknown_levels(trained):
 
 def test_layers_survive_a_file_and_are_plotted_by_scanpy(trained, tmp_path):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     model.predict_counterfactual(None, cells)
     cells.write_h5ad(tmp_path / "out.h5ad")
     again = anndata.read_h5ad(tmp_path / "out.h5ad")
@@ -211,7 +204,7 @@ def test_latent_representation(trained):
     mean, variance = model.get_latent_representation(return_dist=True)
     np.testing.assert_allclose(z, mean)
     assert (variance > 0).all()
-    reordered = _fresh(data)[:, ::-1].copy()
+    reordered = without_layers(data)[:, ::-1].copy()
     np.testing.assert_allclose(model.get_latent_representation(reordered), z, rtol=1e-4, atol=1e-5)
     assert model.get_latent_representation(indices=[2, 5]).shape == (2, 3)
 
@@ -237,12 +230,12 @@ def test_elbo_and_reconstruction_error_agree_with_the_module(trained):
 def test_impossible_scales_are_refused(trained, arguments, match):
     model, data = trained
     with pytest.raises(ValueError, match=match):
-        model.predict_counterfactual("IFNb", _fresh(data), **arguments)
+        model.predict_counterfactual("IFNb", without_layers(data), **arguments)
 
 
 def test_no_cells_give_an_empty_layer(trained):
     model, data = trained
-    cells = _fresh(data)
+    cells = without_layers(data)
     model.predict_counterfactual("IFNb", cells, indices=[])
     assert np.isnan(cells.layers["counterfactual_IFNb"]).all()
     assert model.get_latent_representation(indices=[]).shape == (0, 3)

@@ -14,6 +14,8 @@ import scanpy as sc
 from anndata import AnnData, read_h5ad
 from scipy import stats
 
+from scvci.datasets import simulate_screen
+from scvci.model import VCI
 from scvci.model._ranking import RankingMixin, rank_effects
 
 mpl.use("Agg")
@@ -76,6 +78,9 @@ class _Model(RankingMixin):
 
     def _setup_arg(self, name):
         return {"treatment_key": "treatment", "layer": "counts"}[name]
+
+    def _arm_labels(self, adata):
+        return adata.obs["treatment"].to_numpy(dtype=object)
 
     def estimate_effects(self, treatment, reference=None, groupby=None, scale="log1p", **kwargs):
         self.calls.append({"groupby": groupby, "scale": scale, **kwargs})
@@ -257,3 +262,81 @@ def test_ranking_is_saved_with_the_data(adata, tmp_path):
     for group in ("B cell", "T cell"):
         before, after = (sc.get.rank_genes_groups_df(a, group, key=KEY) for a in (adata, read))
         pd.testing.assert_frame_equal(before, after, check_dtype=False)
+
+
+def _screen(**kwargs):
+    return simulate_screen(n_cells=400, n_genes=12, n_strata=1, n_members=2, seed=0, **kwargs)
+
+
+def _dosed():
+    cells = _screen(doses=(0.1, 1.0))
+    doses = "@" + cells.obs["dose"].astype(float).map("{:g}".format)
+    labels = cells.obs["treatment"].astype(str)
+    return cells, {"dose_key": "dose"}, labels + doses.where(labels != "control", "")
+
+
+def _combined():
+    cells = _screen(n_combinations=1)
+    labels = cells.obs["treatment"].astype(str)
+    cells.obs["treatment"] = labels.replace("drug_1+drug_2", "drug_2 + drug_1")
+    return cells, {"separator": "+"}, labels
+
+
+def _matrix():
+    cells = _screen(n_combinations=1)
+    labels = cells.obs.pop("treatment").astype(str)
+    members = {m: labels.str.contains(m).astype(float) for m in ("drug_1", "drug_2")}
+    cells.obsm["given"] = pd.DataFrame(members, index=cells.obs_names)
+    return cells, {"treatment_key": "given"}, labels
+
+
+def _numbers():
+    cells = _screen()
+    labels = cells.obs["treatment"].astype(str)
+    numbers = labels.map({"control": 0, "drug_1": 1, "drug_2": 2})
+    cells.obs["treatment"] = numbers.astype(int)
+    return cells, {"control": "0"}, numbers.astype(str)
+
+
+@pytest.mark.parametrize("data", [_dosed, _combined, _matrix, _numbers])
+def test_labels_that_are_not_the_arms_get_a_column_of_arms(data):
+    cells, setup, labels = data()
+    VCI.setup_anndata(cells, layer="counts", **setup)
+    before = set(cells.obs)
+    model = VCI(cells, seed=0)
+    model.rank_genes_counterfactual(key_added="key")
+    assert set(cells.obs) - before == {"key_arm"}
+    assert cells.uns["key"]["params"]["groupby"] == "key_arm"
+    assert cells.obs["key_arm"].tolist() == labels.tolist()
+    assert cells.obs["key_arm"].cat.categories.tolist() == model.treatments
+    ranked = sc.get.rank_genes_groups_df(cells, None, key="key")
+    assert ranked["group"].unique().tolist() == model.treatments[1:]
+    cells.X = cells.layers["counts"]
+    plot = sc.pl.rank_genes_groups_matrixplot(
+        cells, n_genes=3, key="key", show=False, dendrogram=False, return_fig=True
+    )
+    assert plot.values_df.index.tolist() == model.treatments
+    gene = plot.var_names[0]
+    means = pd.Series(cells[:, gene].X.toarray()[:, 0]).groupby(labels.to_numpy()).mean()
+    np.testing.assert_allclose(plot.values_df.iloc[:, 0], means[model.treatments], rtol=1e-5)
+
+
+def test_only_other_cells_get_the_column_that_they_need():
+    cells, setup, _ = _dosed()
+    VCI.setup_anndata(cells, layer="counts", **setup)
+    model, some = VCI(cells, seed=0), ["drug_2@0.1", "drug_2@1"]
+    treated = cells.obs["treatment"].isin(["control", "drug_2"])
+    other = cells[treated].copy()
+    model.rank_genes_counterfactual(some, adata=other)
+    assert other.obs[f"{KEY}_arm"].cat.categories.tolist() == ["control", *some]
+    assert f"{KEY}_arm" not in cells.obs
+
+
+@pytest.mark.parametrize("separator", [None, "+"])
+def test_labels_that_are_the_arms_need_no_column(separator):
+    cells = _screen(n_combinations=1)
+    VCI.setup_anndata(cells, layer="counts", separator=separator)
+    before = cells.obs.copy()
+    VCI(cells, seed=0).rank_genes_counterfactual()
+    assert cells.uns[KEY]["params"]["groupby"] == "treatment"
+    pd.testing.assert_frame_equal(cells.obs, before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from helpers import train
 
 from scvci.datasets import simulate_perturbation, simulate_screen
 from scvci.model import VCI
@@ -16,14 +17,7 @@ from scvci.model._arms import build_arm
 
 SAVED = Path(__file__).parent / "saved_0"
 
-
-def _train(adata, architecture=None, max_epochs=8, **setup):
-    VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"], **setup)
-    model = VCI(adata, n_latent=3, architecture={"n_hidden": 16, **(architecture or {})}, seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.train(max_epochs=max_epochs, enable_progress_bar=False, accelerator="cpu")
-    return model
+_train = partial(train, max_epochs=8)
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +215,30 @@ def test_interactions_of_measured_combinations(screen):
     assert set(effect["treatment"]) == {table["treatment"].iloc[0]}
     with pytest.raises(ValueError, match="'drug_1@1' has no interaction.*not a combination"):
         screen.estimate_interactions("drug_1@1")
+
+
+def test_interactions_take_clusters_from_a_column(screen):
+    cells = screen.adata.copy()
+    donor = np.random.default_rng(0).integers(4, size=cells.n_obs)
+    cells.obs["donor"] = pd.Categorical([f"d{i}" for i in donor])
+    with pytest.warns(UserWarning, match="cluster_key='donor'"):
+        without = screen.estimate_interactions(adata=cells, min_cells=5)
+    table = screen.estimate_interactions(adata=cells, min_cells=5, cluster_key="donor")
+    assert (table["note"] == "").any()
+    assert (table["std_error"] != without["std_error"]).any()
+    name, stratum = table.loc[table["note"] == "", ["treatment", "stratum"]].iloc[0]
+    single = screen.estimate_effects(
+        name, groupby="cell_type", adata=cells, min_cells=5, cluster_key="donor"
+    )
+    own = table[(table["treatment"] == name) & (table["stratum"] == stratum)]
+    np.testing.assert_allclose(
+        own["effect"], single.loc[single["stratum"] == stratum, "estimate"], rtol=1e-5
+    )
+    with pytest.raises(KeyError, match="argument cluster_key"):
+        screen.estimate_interactions(adata=cells, cluster_key="mouse")
+    cells.obs["donor"] = cells.obs["donor"].cat.remove_categories("d0")
+    with pytest.raises(ValueError, match=r"obs\['donor'\] has .* missing"):
+        screen.estimate_interactions(adata=cells, cluster_key="donor")
 
 
 def test_draws_keep_the_totals_of_cells(screen):

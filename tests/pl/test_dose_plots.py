@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import warnings
+from functools import partial
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from helpers import train
 
 from scvci import pl
 from scvci.datasets import simulate_screen
-from scvci.model import VCI
 
 mpl.use("Agg")
 
@@ -25,13 +25,7 @@ def _close():
     plt.close("all")
 
 
-def _train(adata, **setup):
-    VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"], **setup)
-    model = VCI(adata, n_latent=3, architecture={"n_hidden": 16}, seed=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model.train(max_epochs=4, enable_progress_bar=False, accelerator="cpu")
-    return model
+_train = partial(train, max_epochs=4)
 
 
 @pytest.fixture(scope="module")
