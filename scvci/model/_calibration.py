@@ -10,11 +10,11 @@ import torch
 from scvi.module._constants import MODULE_KEYS
 from torch.nn.functional import one_hot
 
-from scvci.metrics import effect_variances, forecast_levels, pair_levels
+from scvci.metrics import PairLevels, effect_variances, forecast_levels, pair_levels
 
 if TYPE_CHECKING:
     from scvci.data import CellReader, Statistics
-    from scvci.metrics import EffectVariances, PairLevels
+    from scvci.metrics import EffectVariances
     from scvci.module import VCIModule
 
 #: Cells per stratum that are enough to know a stratum's mean prediction.
@@ -30,7 +30,9 @@ def fit_calibration(
     reader: CellReader,
     indices: np.ndarray,
     statistics: Statistics,
+    levels: PairLevels,
     rng: np.random.Generator,
+    carried: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Shift of the linear predictor for each (stratum, treatment) and gene.
 
@@ -58,95 +60,99 @@ def fit_calibration(
         The training cells.
     statistics
         Moments of these cells.
+    levels
+        Levels of all measured pairs, those of a reference included.
     rng
         Picks cells of large strata.
+    carried
+        Pairs whose shift comes from a reference and stays, shape ``(n_strata, n_treatments)``. New
+        strata start from the reference's mean shifts.
 
     Returns
     -------
     Shape ``(n_strata, n_treatments, n_genes)``.
     """
-    n_strata = len(module.calibration)
-    strata = [
-        _encode_stratum(module, reader, indices[reader.stratum[indices] == x], rng)
-        for x in range(n_strata)
-    ]
-    control = module.sizes.control
-    levels = measured_levels(module, statistics)
+    shape, control = module.calibration.shape, module.sizes.control
+    kept = np.zeros(shape[:2], dtype=bool) if carried is None else carried
+    strata = []
+    for x in range(shape[0]):
+        rows = indices[reader.stratum[indices] == x]
+        needed = len(rows) > 0 and not kept[x].all()
+        strata.append(_encode_stratum(module, reader, rows, rng) if needed else None)
     variances = effect_variances(levels, control)
     forecast = forecast_levels(levels, variances, control)
-    shift = _fit_gaps(module, strata, statistics)
+    start = _mean_shift(module, kept)
+    shift = _fit_gaps(module, strata, statistics, kept, start)
     observed = np.isfinite(shift).all(axis=-1)
     # Cells without a single count have a shift, but no level.
     comparable = observed & levels.observed & levels.observed[:, [control]]
-    base = np.nan_to_num(shift[:, control])
+    base = np.where(observed[:, [control]], shift[:, control], start[control])
     borrowed = [
-        (shift - base[:, None])[rows, t].mean(axis=0) for t, rows in enumerate(comparable.T)
+        (shift - base[:, None])[rows, t].mean(axis=0) if rows.any() else start[t] - start[control]
+        for t, rows in enumerate(comparable.T)
     ]
-    for x, t in np.ndindex(*observed.shape):
-        if not (levels.observed[x, control] and comparable[:, t].any()):
-            shift[x, t] = np.where(observed[x, t], shift[x, t], base[x])
-            continue
+    for x, t in zip(*np.nonzero(~kept), strict=True):
         if not observed[x, t]:
             shift[x, t] = base[x] + borrowed[t]
-        own = _mean_prediction(module, strata[x], t, shift[x, t])
+        cells = strata[x]
+        if cells is None or not (levels.observed[x, control] and comparable[:, t].any()):
+            continue
+        own = _mean_prediction(module, cells, t, shift[x, t])
         share = _forecast_share(levels, variances, t, control)
         pooled = (1 - share) * _stabilised(module, own) + share * forecast[x, t]
         target = _destabilised(module, pooled, own.sum())
-        shift[x, t] += _solve(module, strata[x], t, shift[x, t], target)
+        shift[x, t] += _solve(module, cells, t, shift[x, t], target)
     return shift
 
 
-@torch.inference_mode()
-def extend_calibration(
-    module: VCIModule,
-    reader: CellReader,
-    indices: np.ndarray,
-    statistics: Statistics,
-    carried: np.ndarray,
-    rng: np.random.Generator,
-) -> np.ndarray:
-    """Shifts of a model that was carried over to new cells.
+def to_arrays(levels: PairLevels) -> dict[str, np.ndarray]:
+    """Levels as they are saved with a model."""
+    return {
+        "value": levels.value.astype(np.float32),
+        "noise": levels.noise.astype(np.float32),
+        "observed": levels.observed,
+    }
 
-    Pairs with new cells close their shrunk gaps. The others, as the treatments of a stratum that
-    has controls only, get the control's shift of their stratum plus the mean further shift of the
-    treatment in the strata of the reference.
+
+def _mean_shift(module: VCIModule, carried: np.ndarray) -> np.ndarray:
+    """Mean over the reference's strata of each treatment's shift; zero without a reference."""
+    shift = module.calibration.cpu().numpy()
+    rows = carried[:, module.sizes.control]
+    if not rows.any():
+        return np.zeros_like(shift[0])
+    mean = shift[rows].mean(axis=0)
+    return np.where(carried[rows][0][:, None], mean, mean[module.sizes.control])
+
+
+def merge_levels(
+    reference: PairLevels, own: PairLevels, carried: np.ndarray, control: int
+) -> PairLevels:
+    """Levels of a reference's pairs beside those of new cells, on the scale of the latter.
+
+    Where both know a stratum's control, the reference's levels move with it: effects carry over
+    to another batch or laboratory, levels do not.
 
     Parameters
     ----------
-    module
-        The module, with the shifts of the reference.
-    reader, indices, statistics, rng
-        See :func:`fit_calibration`, of the new cells.
+    reference
+        Levels of the reference, of the new shape.
+    own
+        Levels of the new cells.
     carried
-        Pairs that keep the reference's shift, shape ``(n_strata, n_treatments)``.
-
-    Returns
-    -------
-    Shape ``(n_strata, n_treatments, n_genes)``.
+        Pairs that the reference knows, shape ``(n_strata, n_treatments)``.
+    control
+        Index of the control.
     """
-    shift = module.calibration.cpu().numpy().copy()
-    control = module.sizes.control
-    count = statistics.pair_count.reshape(carried.shape)
-    further = np.zeros(shift.shape[1:], dtype=shift.dtype)
-    base = np.zeros(shift.shape[2], dtype=shift.dtype)
-    if carried.any():
-        rows = carried[:, control]
-        base = shift[rows, control].mean(axis=0)
-        further = np.where(
-            carried[rows][0][:, None], (shift[rows] - shift[rows, control, None]).mean(axis=0), 0
-        )
-    for x in np.flatnonzero(~carried.all(axis=1)):
-        rows = indices[reader.stratum[indices] == x]
-        own = shift[x, control] if carried[x, control] else base
-        order = sorted(np.flatnonzero(~carried[x]), key=lambda t: t != control)
-        cells = _encode_stratum(module, reader, rows, rng) if len(rows) else None
-        for t in order:
-            start = own + further[t]
-            if cells is not None and count[x, t]:
-                start = start + _gap_shift(module, cells, statistics, (int(x), int(t)), start)
-            shift[x, t] = start
-            own = start if t == control else own
-    return shift
+    kept = (carried & reference.observed)[..., None]
+    both = kept[:, control] & own.observed[:, [control]]
+    moved = np.where(both, own.value[:, control] - reference.value[:, control], 0)
+    noise = np.where(kept, reference.noise, own.noise)
+    noise[:, control] = np.where(both, own.noise[:, control], noise[:, control])
+    return PairLevels(
+        np.where(kept, reference.value + moved[:, None], own.value),
+        noise,
+        kept[..., 0] | own.observed,
+    )
 
 
 def _forecast_share(
@@ -170,18 +176,25 @@ def measured_levels(module: VCIModule, statistics: Statistics) -> PairLevels:
 
 
 def _fit_gaps(
-    module: VCIModule, strata: list[dict[str, torch.Tensor]], statistics: Statistics
+    module: VCIModule,
+    strata: list[dict[str, torch.Tensor] | None],
+    statistics: Statistics,
+    carried: np.ndarray,
+    start: np.ndarray,
 ) -> np.ndarray:
     """Shifts that close the shrunk gaps of pairs with cells; NaN for the others."""
     shape, control = module.calibration.shape, module.sizes.control
     count = statistics.pair_count.reshape(shape[:2])
     shift = np.full(shape, np.nan, dtype=np.float32)
+    shift[carried] = module.calibration.cpu().numpy()[carried]
     # The control comes first: its shift is part of the other treatments'.
     order = sorted(range(shape[1]), key=lambda t: t != control)
     for x, cells in enumerate(strata):
-        for t in (t for t in order if count[x, t] > 0):
-            start = np.nan_to_num(shift[x, control])
-            shift[x, t] = start + _gap_shift(module, cells, statistics, (x, t), start)
+        for t in (t for t in order if count[x, t] > 0 and not carried[x, t]):
+            assert cells is not None
+            own = np.where(np.isnan(shift[x, control]), start[control], shift[x, control])
+            own = own + start[t] - start[control]
+            shift[x, t] = own + _gap_shift(module, cells, statistics, (x, t), own)
     return shift
 
 
@@ -271,7 +284,7 @@ def _shrunk_gap(
         floor = 0.5 / n
         gap = np.log((mean + floor) / (predicted + floor))
         # Counts vary at least as much as a Poisson variable does.
-        noise = np.maximum(variance, predicted) / n / (predicted + floor) ** 2
+        noise = np.maximum(variance, predicted) / n / (np.maximum(mean, predicted) + floor) ** 2
     else:
         gap = mean - predicted
         noise = variance / n

@@ -13,6 +13,8 @@ import torch
 from scvi.model._utils import parse_device_args
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
 _MODEL_FILE = "model.pt"
@@ -66,6 +68,8 @@ def from_plain(value: Any) -> Any:
 
 class PersistenceMixin:
     """``save`` and ``load`` with scvi-tools' signatures, safe to load from anybody."""
+
+    _freeze: Callable[[], None]
 
     def save(
         self,
@@ -163,6 +167,7 @@ class PersistenceMixin:
         for name, value in attributes.items():
             setattr(model, name, value)
         model.module.load_state_dict(payload["state"])  # type: ignore[attr-defined]
+        model._freeze()
         model.module.eval()  # type: ignore[attr-defined]
         _, _, target = parse_device_args(
             accelerator=accelerator, devices=device, return_device="torch"

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from scvci.data import CellReader, align_genes, compute_statistics, extend_registry
+from scvci.metrics import PairLevels
 from scvci.module import transfer_weights
 
-from ._calibration import extend_calibration
+from ._calibration import fit_calibration, measured_levels, merge_levels, to_arrays
 from ._registry import RegistryMixin
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ class QueryMixin(RegistryMixin):
 
     #: Entries of the calibration that come from a reference, ``(n_strata, n_treatments)``.
     carried_calibration_: np.ndarray | None = None
-    _is_frozen: bool = False
+    #: Parts of parameters that the reference does not have, as masks; ``None`` for no reference.
+    new_weights_: dict[str, np.ndarray] | None = None
     treatment_similarity_: dict[str, Any] | None
+    #: Measured levels of all pairs, as saved: see :class:`~scvci.metrics.PairLevels`.
+    levels_: dict[str, np.ndarray]
     _cohort: Any
 
     @classmethod
@@ -71,24 +75,28 @@ class QueryMixin(RegistryMixin):
         params = reference.init_params_["non_kwargs"]
         model: Any = cls(cells, **{**params, "seed": reference.seed_})  # type: ignore[call-arg]
         masks = transfer_weights(reference.module, model.module)
-        model._freeze(masks)
+        model.new_weights_ = {name: mask.bool().numpy() for name, mask in masks.items()}
+        model._freeze()
         model.n_trainings_ = reference.n_trainings_
         model.is_trained_ = True
         carried = np.zeros((len(model.strata), len(model.treatments)), dtype=bool)
         carried[: len(reference.strata), : len(reference.treatments)] = True
         model.carried_calibration_ = carried
         model._carry_similarity(reference)
+        model._carry_levels(reference)
         model.to_device(reference.module.device)
-        model._extend_calibration(np.arange(cells.n_obs))
+        model._extend_calibration(np.arange(cells.n_obs), np.random.default_rng(model.seed_))
         model.module.eval()
         return model
 
-    def _freeze(self, masks: dict[str, torch.Tensor]) -> None:
-        """Leave only what is new to training."""
-        self._is_frozen = True
+    def _freeze(self) -> None:
+        """Leave only what is new to training, if there is a reference."""
+        if self.new_weights_ is None:
+            return
         for name, parameter in self.module.named_parameters():
-            if name in masks:
-                parameter.register_hook(lambda grad, mask=masks[name]: grad * mask.to(grad))
+            if name in self.new_weights_:
+                mask = torch.as_tensor(self.new_weights_[name])
+                parameter.register_hook(lambda grad, mask=mask: grad * mask.to(grad))
             else:
                 parameter.requires_grad_(False)
 
@@ -103,19 +111,33 @@ class QueryMixin(RegistryMixin):
                 "weights": np.pad(weights, ((0, 0), (0, n_new))),
             }
 
-    def _extend_calibration(self, indices: np.ndarray) -> None:
+    def _carry_levels(self, reference: Self) -> None:
+        """Measured levels of the reference's pairs; models saved without them have none."""
+        shape = (len(self.strata), len(self.treatments), len(self.gene_names_))
+        empty = PairLevels(np.zeros(shape), np.zeros(shape), np.zeros(shape[:2], dtype=bool))
+        levels = to_arrays(empty)
+        saved = getattr(reference, "levels_", None)
+        if saved is not None:
+            n_strata, n_treatments = saved["observed"].shape
+            for name, value in saved.items():
+                levels[name][:n_strata, :n_treatments] = value
+        self.levels_ = levels
+
+    def _extend_calibration(self, indices: np.ndarray, rng: np.random.Generator) -> None:
         """Calibrate what does not come from the reference on the given cells."""
         assert self.carried_calibration_ is not None
         cohort: Cohort = self._cohort(indices)
         statistics = compute_statistics(cohort, self.module.likelihood.uses_size)
-        reader = CellReader.from_registry(self.adata, self.registry, self.gene_names_)
-        rng = np.random.default_rng(self.seed_)
-        shift = extend_calibration(
-            self.module,
-            reader,
-            indices,
-            statistics.at_size(float(self.module.reference_size)),
+        statistics = statistics.at_size(float(self.module.reference_size))
+        levels = merge_levels(
+            PairLevels(**self.levels_),
+            measured_levels(self.module, statistics),
             self.carried_calibration_,
-            rng,
+            self.module.sizes.control,
+        )
+        reader = CellReader.from_registry(self.adata, self.registry, self.gene_names_)
+        shift = fit_calibration(
+            self.module, reader, indices, statistics, levels, rng, self.carried_calibration_
         )
         self.module.calibration.copy_(torch.as_tensor(shift))
+        self.levels_ = to_arrays(levels)

@@ -26,7 +26,7 @@ from scvci.metrics import effect_variances, similarity_weights
 from scvci.train import RestoreBest, VCITrainingPlan
 
 from ._arms import mean_effects, variance_beyond
-from ._calibration import fit_calibration, measured_levels
+from ._calibration import fit_calibration, measured_levels, to_arrays
 from ._collapse import warn_if_collapsed
 from ._registry import RegistryMixin
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from scvci.data import Statistics
+    from scvci.metrics import PairLevels
 
 #: Validation criterion: the weighted objective on validation cells with fixed targets. It holds
 #: the likelihood of the counterfactual and the divergence, not only the reconstruction.
@@ -48,8 +49,8 @@ class TrainingMixin(RegistryMixin):
 
     carried_calibration_: np.ndarray | None
     treatment_similarity_: dict[str, Any] | None
-    _is_frozen: bool
-    _extend_calibration: Callable[[np.ndarray], None]
+    levels_: dict[str, np.ndarray]
+    _extend_calibration: Callable[[np.ndarray, np.random.Generator], None]
 
     def train(
         self,
@@ -104,11 +105,6 @@ class TrainingMixin(RegistryMixin):
         if self.adata is None:
             raise ValueError("The model was loaded without cells; load it with adata= to train.")
         self._validate_anndata(self.adata)
-        if self.carried_calibration_ is not None and not self._is_frozen:
-            raise ValueError(
-                "This model was carried over to new data and then saved, and no longer knows "
-                "which of its weights are to stay. Call load_query_data with the reference again."
-            )
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
                 "There is nothing new to train: the reference knows all strata, batches and "
@@ -285,21 +281,22 @@ class TrainingMixin(RegistryMixin):
     def _after_training(self, indices: np.ndarray, rng: np.random.Generator) -> None:
         """Calibrate on the cells that training and early stopping saw, and look for collapse."""
         if self.carried_calibration_ is not None:
-            self._extend_calibration(indices)
+            self._extend_calibration(indices, rng)
             return
         statistics = compute_statistics(self._cohort(indices), self.module.likelihood.uses_size)
         reader = CellReader.from_registry(self.adata, self.registry, self.gene_names_)
-        shift = fit_calibration(self.module, reader, indices, statistics, rng)
+        levels = measured_levels(self.module, statistics)
+        shift = fit_calibration(self.module, reader, indices, statistics, levels, rng)
         self.module.calibration.copy_(torch.as_tensor(shift))
-        self.treatment_similarity_ = self._similar_treatments(statistics)
+        self.levels_ = to_arrays(levels)
+        self.treatment_similarity_ = self._similar_treatments(levels)
         warn_if_collapsed(self.module, reader, indices, statistics, rng)
 
-    def _similar_treatments(self, statistics: Statistics) -> dict[str, Any] | None:
+    def _similar_treatments(self, levels: PairLevels) -> dict[str, Any] | None:
         """Treatments with features as weighted sums of the measured ones."""
         table = self._state(keys.TREATMENT_KEY).get("embeddings")
         if table is None:
             return None
-        levels = measured_levels(self.module, statistics)
         effects = mean_effects(levels, self._arms, self.module.sizes.control)
         names, values = list(table["names"]), np.asarray(table["values"], dtype=float)
         measured = np.array([names.index(member) for member in self._arms.members])
