@@ -11,7 +11,7 @@ from ._fields import (
     stratum_names,
 )
 from ._folds import choose_folds, pair_folds
-from ._names import as_labels, missing_key_message, unknown_name_message
+from ._names import as_labels, missing_key_message
 from ._query import align_genes, extend_registry
 from ._reader import CellReader, control_index, resolve_indices
 from ._sampler import CounterfactualDataset, CounterfactualSampler
@@ -59,7 +59,6 @@ __all__ = [
     "split_cells",
     "stratum_codes",
     "stratum_names",
-    "unknown_name_message",
     "validate_expression",
     "validate_setup",
 ]

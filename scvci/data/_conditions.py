@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from ._names import as_labels, encode, missing_key_message, unknown_name_message
+from scvci._names import unknown_name_message
+
+from ._names import as_labels, encode, missing_key_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

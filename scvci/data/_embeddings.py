@@ -10,7 +10,8 @@ from scipy import sparse
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler, normalize
 
-from ._names import nearest
+from scvci._names import nearest
+
 from ._validation import get_matrix
 
 if TYPE_CHECKING:

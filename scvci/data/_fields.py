@@ -9,9 +9,11 @@ import pandas as pd
 import rich.table
 from scvi.data.fields import BaseAnnDataField
 
+from scvci._names import unknown_name_message
+
 from ._conditions import TreatmentKeys, encode_arms, read_arms
 from ._constants import BATCH_KEY, COVARIATES_KEY, TREATMENT_KEY
-from ._names import as_labels, encode, missing_key_message, unknown_name_message
+from ._names import as_labels, encode, missing_key_message
 from ._treatments import Treatments
 
 if TYPE_CHECKING:
@@ -79,8 +81,11 @@ class TreatmentField(BaseAnnDataField):
         names, conditions = read_arms(adata, keys)
         if keys.control not in conditions:
             raise ValueError(
-                unknown_name_message("control", keys.control, sorted(conditions)).replace(
-                    "unknown to the model", f"not a level of obs[{keys.key!r}]"
+                unknown_name_message(
+                    "control",
+                    keys.control,
+                    sorted(conditions),
+                    f"not a level of obs[{keys.key!r}]",
                 )
                 + " Pass control= with the label of the untreated cells."
             )

@@ -1,8 +1,7 @@
-"""Labels of treatments and covariates: normalised to strings, looked up with helpful errors."""
+"""Labels of treatments and covariates: normalised to strings, looked up."""
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,31 +48,6 @@ def as_labels(column: pd.Series, key: str) -> np.ndarray:
             "would become one level; give the column one type."
         )
     return labels
-
-
-def nearest(name: str, known: Sequence[str], n: int = 3) -> list[str]:
-    """Known names most like ``name``, without regard to case."""
-    lower = {k.lower(): k for k in known}
-    matches = difflib.get_close_matches(name.lower(), list(lower), n=n, cutoff=0.4)
-    return [lower[m] for m in matches]
-
-
-def unknown_name_message(kind: str, name: str, known: Sequence[str]) -> str:
-    """Name what is unknown and the nearest known names.
-
-    Parameters
-    ----------
-    kind
-        What kind of name it is, to begin the sentence.
-    name
-        The unknown name.
-    known
-        Known names.
-    """
-    close = nearest(name, known)
-    hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
-    shown = ", ".join(map(repr, list(known)[:10])) + (", …" if len(known) > 10 else "")
-    return f"{kind} {name!r} is unknown to the model.{hint} Known: {shown}."
 
 
 def encode(labels: np.ndarray, known: Sequence[str], unknown: int = -1) -> np.ndarray:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvci._names import unknown_name_message
+
 from ._conditions import AT, DEFAULT_SEPARATOR, Condition, TreatmentKeys, arm_name, parse_condition
-from ._names import unknown_name_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

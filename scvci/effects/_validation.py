@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import sparse
+
+from scvci._names import unknown_name_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -151,10 +152,7 @@ def find_codes(names: Sequence[str], treatments: Sequence[str]) -> list[int]:
     known, wanted = list(treatments), list(names)
     for name in wanted:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=3)
-            hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
-            shown = ", ".join(map(repr, known[:10])) + (", …" if len(known) > 10 else "")
-            raise ValueError(f"Treatment {name!r} is unknown.{hint} Known: {shown}.")
+            raise ValueError(unknown_name_message("Treatment", str(name), known, "unknown"))
     if len(set(wanted)) < len(wanted):
         raise ValueError(f"Treatments are asked for more than once: {wanted}.")
     return [known.index(t) for t in wanted]

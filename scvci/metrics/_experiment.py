@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from scvci._names import unknown_name_message
 from scvci.data import (
     as_labels,
     get_matrix,
     missing_key_message,
     resolve_indices,
-    unknown_name_message,
 )
 
 if TYPE_CHECKING:
@@ -57,8 +57,9 @@ class Experiment:
         """Refuse data without the control, or that are not counts."""
         known = sorted(set(self.treatment))
         if self.control not in known:
-            message = unknown_name_message("control", self.control, known)
-            raise ValueError(message.replace("unknown to the model", "not among the treatments"))
+            raise ValueError(
+                unknown_name_message("control", self.control, known, "not among the treatments")
+            )
         where = "adata.X" if self.counts_layer is None else f"layer {self.counts_layer!r}"
         block = self.counts[: min(1000, self.adata.n_obs)]
         values = np.asarray(block.data if sparse.issparse(block) else block)

@@ -9,12 +9,12 @@ import numpy as np
 import pandas as pd
 from scvi.utils import track
 
+from scvci._names import unknown_name_message
 from scvci.data import (
     choose_folds,
     pair_counts,
     pair_folds,
     split_cells,
-    unknown_name_message,
 )
 from scvci.metrics import evaluate, verdict
 

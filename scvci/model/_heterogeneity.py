@@ -11,7 +11,8 @@ import torch
 from scipy import sparse
 from scvi import settings
 
-from scvci.data import CellReader, get_matrix, resolve_indices, unknown_name_message
+from scvci._names import unknown_name_message
+from scvci.data import CellReader, get_matrix, resolve_indices
 from scvci.effects import heterogeneity_test
 
 from ._layers import Scale

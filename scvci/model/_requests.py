@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from scvci.data import as_labels, missing_key_message, unknown_name_message
+from scvci._names import unknown_name_message
+from scvci.data import as_labels, missing_key_message
 
 from ._arms import NewArm, Similarity, build_arm
 from ._registry import RegistryMixin

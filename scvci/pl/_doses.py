@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
@@ -16,11 +15,13 @@ from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy import sparse
 
-from ._panels import MAX_COLUMNS, make_panels
+from scvci._names import unknown_name_message
+
+from ._panels import MAX_COLUMNS, check_known, make_panels
 from ._plots import _counts, _finish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 #: Draws of each cell: their noise stays below that of as many measured cells.
 _N_DRAWS = 10
 _TOTAL = 1e4
+_UNKNOWN = "unknown"
 #: Colours that colour-blind readers can tell apart (Okabe and Ito).
 _CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _STYLES = ["-", "--", ":", "-."]
@@ -152,17 +154,6 @@ def dose_response(
 # -- arguments ----------------------------------------------------------------------------------
 
 
-def _unknown(kind: str, names: Iterable[str], known: Sequence[str]) -> str | None:
-    """Name the first unknown name and its nearest known ones, if there is one."""
-    known_names = set(known)
-    for name in names:
-        if name not in known_names:
-            close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-            listed = ", ".join(map(repr, close or known[:10]))
-            return f"{kind} {name!r} is unknown. {'Nearest' if close else 'Known'}: {listed}."
-    return None
-
-
 def _measured_doses(model: VCI, member: str) -> np.ndarray:
     """Doses of a member in the arms that hold nothing else, in increasing order."""
     arms = model._arms
@@ -171,9 +162,7 @@ def _measured_doses(model: VCI, member: str) -> np.ndarray:
             f"There is no dose of {member!r} to plot: the data were set up without doses. Pass "
             "dose_key= to setup_anndata."
         )
-    message = _unknown("Treatment", [member], arms.members)
-    if message:
-        raise ValueError(f"{message} Ask for single members, without doses.")
+    check_known("treatment", [member], arms.members, "no single member, named without its dose")
     own = arms.doses[arms.alone, arms.members.index(member)]
     if not (own > 0).any():
         raise ValueError(
@@ -194,9 +183,7 @@ def _panels(
     if not named or not all(len(own) for own in named.values()):
         raise ValueError(f"genes={genes!r} has a panel without a gene; name at least one.")
     known = [str(g) for g in model.gene_names_]
-    message = _unknown("Gene", (str(g) for own in named.values() for g in own), known)
-    if message:
-        raise ValueError(message)
+    check_known("gene", (g for own in named.values() for g in own), known, _UNKNOWN)
     return {name: pd.Index(known).get_indexer(list(own)) for name, own in named.items()}
 
 
@@ -208,17 +195,15 @@ def _group_rows(
         if groups is not None:
             raise ValueError(f"groups={groups!r} needs groupby=, the column that has them.")
         return {"": np.arange(cells.n_obs)}
-    message = _unknown("Column", [groupby], [str(c) for c in cells.obs.columns])
-    if message:
-        raise KeyError(f"{message} groupby= is a column of obs.")
+    columns = [str(c) for c in cells.obs.columns]
+    if groupby not in columns:
+        raise KeyError(unknown_name_message("groupby", groupby, columns, "not a column of obs"))
     column = cells.obs[groupby].astype("category")
     present = column.cat.remove_unused_categories().cat.categories
     codes = pd.Categorical(column.astype(str), [str(c) for c in present]).codes
     known = [str(c) for c in present]
     asked = [groups] if isinstance(groups, str) else known if groups is None else groups
-    message = _unknown(f"Group of obs[{groupby!r}]", map(str, asked), known)
-    if message:
-        raise ValueError(message)
+    check_known(f"group of obs[{groupby!r}]", asked, known, _UNKNOWN)
     return {str(g): np.flatnonzero(codes == known.index(str(g))) for g in asked}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.transforms import Bbox
+
+from scvci._names import unknown_name_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -37,15 +38,15 @@ _SIZE = 7
 _LEADER = {"arrowstyle": "-", "color": "0.5", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
 
 
-def check_known(kind: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise an error that lists unknown names and the nearest known ones."""
-    known = [str(k) for k in known]
-    unknown = [str(name) for name in names if str(name) not in set(known)]
-    if unknown:
-        close = difflib.get_close_matches(unknown[0], known)
-        hint = f" Nearest to {unknown[0]!r}: {close}." if close else ""
-        shown = known if len(known) <= 10 else f"{str(known[:10])[:-1]}, …]"
-        raise ValueError(f"No {kind} {unknown} in the table.{hint} It has {shown}.")
+def check_known(
+    kind: str, names: Iterable[str], known: Iterable[str], what: str = "not in the table"
+) -> None:
+    """Raise an error that says the first unknown name and the nearest known ones."""
+    listed = [str(k) for k in known]
+    present = set(listed)
+    for name in map(str, names):
+        if name not in present:
+            raise ValueError(unknown_name_message(kind[:1].upper() + kind[1:], name, listed, what))
 
 
 def choose(table: pd.DataFrame, column: str, name: str | None) -> pd.DataFrame:

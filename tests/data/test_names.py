@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvci.data import unknown_name_message
+from scvci._names import unknown_name_message
 from scvci.data._names import as_labels, encode
 
 

@@ -125,12 +125,12 @@ def test_groups_and_signatures(screen, tmp_path):
 @pytest.mark.parametrize(
     ("treatment", "genes", "kwargs", "error", "match"),
     [
-        ("drug_9", "gene", {}, ValueError, "Treatment 'drug_9' is unknown. Nearest: 'drug_"),
+        ("drug_9", "gene", {}, ValueError, "Treatment 'drug_9' is no single.*Nearest: 'drug_"),
         ("drug_3", "gene", {}, ValueError, "'drug_3' was not measured alone"),
         ("drug_1", "Actb", {}, ValueError, "Gene 'Actb' is unknown"),
         ([], "gene", {}, ValueError, "treatment= is empty"),
         ("drug_1", [], {}, ValueError, "without a gene"),
-        ("drug_1", "gene", {"groupby": "celltype"}, KeyError, "'celltype' is unknown.*cell_type"),
+        ("drug_1", "gene", {"groupby": "celltype"}, KeyError, "celltype' is not.*cell_type"),
         (
             "drug_1", "gene", {"groupby": "cell_type", "groups": ["T"]}, ValueError,
             r"Group of obs\['cell_type'\] 'T' is unknown",
