@@ -9,7 +9,14 @@ import numpy as np
 import pandas as pd
 
 from ._baselines import BASELINES
-from ._experiment import Experiment, Predictions, read_labels, read_layers, read_strata, read_test
+from ._experiment import (
+    Experiment,
+    Predictions,
+    read_layers,
+    read_strata,
+    read_test,
+    read_treatments,
+)
 from ._pairs import PAIR_MEAN, PairScorer
 from ._scoring import METRICS
 from ._verdict import add_best_baseline
@@ -37,6 +44,8 @@ def evaluate(
     min_cells: int = 10,
     max_cells: int = 500,
     seed: int = 0,
+    dose_key: str | None = None,
+    separator: str | None = None,
 ) -> pd.DataFrame:
     """Score predicted layers, with the trivial baselines beside them.
 
@@ -63,8 +72,9 @@ def evaluate(
         read from ``uns["scvci"]``, where :meth:`scvci.model.VCI.predict_counterfactual` puts it.
     predicted
         AnnData that holds the layers, with the genes of ``adata``; by default ``adata``.
-    treatment_key, control, covariate_keys
-        See :meth:`scvci.model.VCI.setup_anndata`; combinations of covariates are the strata.
+    treatment_key, control, covariate_keys, dose_key, separator
+        See :meth:`scvci.model.VCI.setup_anndata`; combinations of covariates are the strata. Each
+        dose and each combination is a treatment of its own, named as in ``model.treatments``.
     counts_layer
         Layer with the real counts; ``None`` for ``X``.
     truth
@@ -113,11 +123,12 @@ def evaluate(
     >>> print(scvci.metrics.verdict(table))
     """
     cells = adata if predicted is None else predicted
+    written = (treatment_key, str(control), dose_key, separator)
     layers = read_layers(cells, layer, str(control))
     real = Experiment(
         adata=adata,
         counts_layer=counts_layer,
-        treatment=read_labels(adata, treatment_key, "treatment_key"),
+        treatment=read_treatments(adata, *written),
         stratum=read_strata(adata, covariate_keys),
         control=str(control),
         test=read_test(adata, test),
@@ -126,7 +137,7 @@ def evaluate(
         adata=cells,
         layers=layers,
         truth=dict(truth or {}),
-        treatment=read_labels(cells, treatment_key, "treatment_key"),
+        treatment=read_treatments(cells, *written),
         stratum=read_strata(cells, covariate_keys),
         control=str(control),
     )

@@ -12,8 +12,10 @@ from scipy import sparse
 from scvci._names import unknown_name_message
 from scvci.data import (
     as_labels,
+    find_keys,
     get_matrix,
     missing_key_message,
+    read_arms,
     resolve_indices,
 )
 
@@ -187,6 +189,14 @@ def read_labels(adata: AnnData, key: str, argument: str) -> np.ndarray:
     if key not in adata.obs:
         raise KeyError(missing_key_message(adata, key, argument))
     return as_labels(adata.obs[key], key)
+
+
+def read_treatments(
+    adata: AnnData, key: str, control: str, dose_key: str | None, separator: str | None
+) -> np.ndarray:
+    """Name of each cell's arm: its treatment with doses, members in order."""
+    names, _ = read_arms(adata, find_keys(adata, key, control, dose_key, separator))
+    return names
 
 
 def read_strata(adata: AnnData, keys: Sequence[str]) -> np.ndarray:

@@ -307,3 +307,23 @@ def test_missing_and_negative_predictions(data):
         _evaluate(data, "cf_IFNb", test=_test_cells(data))
     with pytest.raises(ValueError, match="genes of predicted"):
         _evaluate(data, predicted=data[:, ::-1].copy(), test=_test_cells(data))
+
+
+def test_doses_and_combinations_are_treatments_of_their_own():
+    adata = scvci.datasets.simulate_screen(
+        n_cells=600, n_genes=30, n_members=2, doses=(0.1, 1.0), n_combinations=1, seed=0
+    )
+    arms = ["control", "drug_1@0.1", "drug_1@1", "drug_1@1+drug_2@1"]
+    for arm in arms:
+        _predict(adata, arm, adata.layers[f"true_{arm}"])
+    adata.obs["treatment"] = (
+        adata.obs["treatment"].astype(str).replace("drug_1+drug_2", "drug_2+drug_1")
+    )
+    layers = [f"cf_{arm}" for arm in arms]
+    written = {"dose_key": "dose", "separator": "+"}
+    table = _evaluate(adata, layers, test=np.arange(0, 600, 2), baselines=False, **written)
+    assert set(table["treatment"]) == set(arms[1:])
+    scores = table[table["metric"] == "r2_delta"].groupby("treatment")["value"].mean()
+    assert (scores > 0.5).all()
+    with pytest.raises(KeyError, match="dose_key"):
+        _evaluate(adata, layers, test=np.arange(300), dose_key="mg", separator="+")
