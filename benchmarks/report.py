@@ -27,6 +27,7 @@ from report_numbers import (
     compare_all,
     failing,
     load,
+    on_shared_seeds,
     summarise,
 )
 
@@ -159,8 +160,12 @@ def regime_table(compared: pd.DataFrame, metrics: tuple[str, str]) -> str:
     return markdown(header, rows) if rows else "The table holds no such comparison."
 
 
-def method_table(scores: pd.DataFrame, numbers: pd.DataFrame, methods: list[str]) -> str:
-    """Methods beside the model on the data sets where they were run."""
+def method_table(scores: pd.DataFrame, methods: list[str]) -> str:
+    """Methods beside the model on the data sets and seeds for which they were run."""
+    scores = on_shared_seeds(scores, methods)
+    numbers = summarise(scores)
+    if numbers.empty:
+        return "The table holds none."
     metrics = ["ite_corr", "mse", "r2_delta", "rmse"]
     header = ["data set", "pairs", "method", *(_LABELS[m] for m in metrics)]
     header += ["RMSE: advantage over VCI", "seeds", "s per fit"]
@@ -185,7 +190,7 @@ def method_table(scores: pd.DataFrame, numbers: pd.DataFrame, methods: list[str]
                     f"{mine['seconds_per_case'].iloc[0]:.0f}",
                 ]
             )
-    return markdown(header, rows) if rows else "The table holds none."
+    return markdown(header, rows)
 
 
 def plain_summary(compared: pd.DataFrame, notes: dict[str, str]) -> str:
@@ -325,8 +330,8 @@ def page(
         "targets": markdown(["target", "wanted", "measured", ""], targets(scores, numbers)),
         "means": regime_table(compared, ("rmse", "r2_delta")),
         "individuals": regime_table(compared, ("ite_corr", "mse")),
-        "ablations": method_table(scores, numbers, ablations),
-        "peers": method_table(scores, numbers, peers),
+        "ablations": method_table(scores, ablations),
+        "peers": method_table(scores, peers),
         "errors": error_table(errors),
     }
     fields |= {
@@ -349,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
     scores, errors = load(chosen.table)
     numbers = summarise(scores)
     numbers.to_csv(static / "accuracy.csv", index=False, float_format="%.4g")
-    figures = report_figures.draw_all(numbers, static)
+    figures = report_figures.draw_all(scores, static)
     notes = read_notes(chosen.notes)
     (chosen.docs / "accuracy.md").write_text(page(scores, errors, figures, notes))
     failed = set(failing(compare_all(scores))["dataset"])

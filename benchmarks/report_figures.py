@@ -9,6 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.transforms import ScaledTranslation
+from report_numbers import on_shared_seeds, summarise
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -43,8 +44,9 @@ def natural_order(names: Iterable[str]) -> list[str]:
     return sorted(names, key=lambda name: [p.zfill(6) for p in re.split(r"(\d+)", name)])
 
 
-def draw_all(numbers: pd.DataFrame, folder: Path) -> dict[str, str]:
-    """Draw what the numbers allow; names of the files and a description of each."""
+def draw_all(scores: pd.DataFrame, folder: Path) -> dict[str, str]:
+    """Draw what the scores allow; names of the files and a description of each."""
+    numbers = summarise(scores)
     methods = numbers["method"].unique()
     ablations = natural_order(m for m in methods if m.startswith("VCI "))
     ours = (*_STYLES, *ablations, "no change", "mean of the pair", "mixed model of means")
@@ -59,11 +61,11 @@ def draw_all(numbers: pd.DataFrame, folder: Path) -> dict[str, str]:
             "Accuracy of single cells by data set",
         ),
         "accuracy_ablations": (
-            variants(numbers, ["VCI", *ablations] if ablations else []),
+            _variants_of(scores, ablations, []),
             "Ablations: accuracy with spread between seeds",
         ),
         "accuracy_peers": (
-            variants(numbers, ["VCI", *peers, "ridge", "additive"] if peers else [], peers),
+            _variants_of(scores, peers, ["ridge", "additive"]),
             "Other models: accuracy with spread between seeds",
         ),
     }
@@ -74,6 +76,12 @@ def draw_all(numbers: pd.DataFrame, folder: Path) -> dict[str, str]:
             figure.savefig(file, dpi=130, bbox_inches="tight")
             plt.close(figure)
     return {name: text for name, (figure, text) in drawn.items() if figure is not None}
+
+
+def _variants_of(scores: pd.DataFrame, methods: list[str], beside: list[str]) -> Figure | None:
+    """Methods beside the model and some others, on the seeds that all methods were run for."""
+    numbers = summarise(on_shared_seeds(scores, methods))
+    return variants(numbers, ["VCI", *methods, *beside], methods) if len(numbers) else None
 
 
 def regimes(numbers: pd.DataFrame, panels: list[tuple[str, str]]) -> Figure | None:

@@ -89,6 +89,20 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def on_shared_seeds(scores: pd.DataFrame, methods: list[str]) -> pd.DataFrame:
+    """Rows of the data sets where some of the methods were run, on the seeds of all of these.
+
+    A seed draws new data, some of it harder; means over different seeds do not compare.
+    """
+    kept = []
+    for _, group in scores.groupby("dataset", observed=True, sort=True):
+        run = group[group["method"].isin(methods)]
+        if not run.empty:
+            shared = set.intersection(*run.groupby("method")["seed"].agg(set))
+            kept.append(group[group["seed"].isin(shared)])
+    return pd.concat(kept) if kept else scores[:0]
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A method beside another on the same rows; a positive advantage is better."""

@@ -38,10 +38,11 @@ class QueryMixin(RegistryMixin):
 
         New levels of covariates, batches and treatments are appended to what the model knows. It
         predicts at once: for a new stratum, the controls of the new data give the baseline, and
-        effects are what the reference's strata have in common, by the model and, on average, by
-        their calibration. So a reference serves data that have controls only. :meth:`train` then
-        fits the parameters of what is new, and of nothing else; a new treatment needs it, as
-        before it does what treatments have in common.
+        effects are what the reference's strata have in common, by the networks and, on average,
+        by a mixed model of measured means. So a reference serves data that have controls only.
+        :meth:`train` then fits the parameters of what is new, and of nothing else. A new
+        treatment needs it; its mean effect is learned, but how its effect depends on the cell lies
+        in weights that all treatments share: train on all data where single cells matter.
 
         Parameters
         ----------
