@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+
+from scvci._names import unknown_name_message
 
 from ._mechanism import (
     STRATA,
@@ -299,11 +300,9 @@ def _find_held_out(arms: list[_Arm], held_out: Sequence[str] | None) -> set[str]
     known = {arm.name for arm in arms[1:]} | {arm.treatment for arm in arms[1:]}
     for name in held_out or ():
         if name not in known:
-            close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.4)
-            hint = f" Nearest: {', '.join(map(repr, close))}." if close else ""
             raise ValueError(
-                f"held_out {name!r} is no arm of this screen.{hint} Name one as in "
-                "uns['simulation']['arms'] of the screen without held_out."
+                unknown_name_message("held_out", name, sorted(known), "no arm of this screen")
+                + " Name one as in uns['simulation']['arms'] of the screen without held_out."
             )
         absent |= {arm.name for arm in arms if name in (arm.name, arm.treatment)}
     if len(absent) == len(arms) - 1:

@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 #: Number of folds of a split by cells: each holds out a fifth of every pair.
 _N_CELL_FOLDS = 5
-#: Column of the copies that are judged, with the arm of each cell.
-_ARM = "_scvci_arm"
 
 
 class EvaluationMixin(RefitMixin):
@@ -283,14 +281,13 @@ class EvaluationMixin(RefitMixin):
         min_cells: int,
     ) -> pd.DataFrame:
         setup = self.registry["setup_args"]
-        # Doses and combinations are judged as arms, not by the label alone.
-        for part in (cells, controls):
-            part.obs[_ARM] = self._arm_labels(part)
         return evaluate(
             cells,
             layers,
             predicted=controls,
-            treatment_key=_ARM,
+            treatment_key=setup["treatment_key"],
+            dose_key=self._setup_arg("dose_key"),
+            separator=self._setup_arg("separator"),
             control=self.control,
             covariate_keys=setup["categorical_covariate_keys"] or (),
             test=held,

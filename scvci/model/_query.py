@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import torch
 
-from scvci.data import CellReader, align_genes, compute_statistics, extend_registry
+from scvci.data import align_genes, extend_registry
 from scvci.metrics import PairLevels
 from scvci.module import transfer_weights
 
-from ._calibration import fit_calibration, measured_levels, merge_levels, to_arrays
+from ._calibration import to_arrays
 from ._registry import RegistryMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
-
-    from scvci.data import Cohort
 
 
 class QueryMixin(RegistryMixin):
@@ -30,7 +28,6 @@ class QueryMixin(RegistryMixin):
     treatment_similarity_: dict[str, Any] | None
     #: Measured levels of all pairs, as saved: see :class:`~scvci.metrics.PairLevels`.
     levels_: dict[str, np.ndarray]
-    _cohort: Any
 
     @classmethod
     def load_query_data(cls, adata: AnnData, reference_model: Self | str) -> Self:
@@ -86,7 +83,7 @@ class QueryMixin(RegistryMixin):
         model._carry_similarity(reference)
         model._carry_levels(reference)
         model.to_device(reference.module.device)
-        model._extend_calibration(np.arange(cells.n_obs), np.random.default_rng(model.seed_))
+        model._after_training(np.arange(cells.n_obs), np.random.default_rng(model.seed_))
         model.module.eval()
         return model
 
@@ -123,22 +120,3 @@ class QueryMixin(RegistryMixin):
             for name, value in saved.items():
                 levels[name][:n_strata, :n_treatments] = value
         self.levels_ = levels
-
-    def _extend_calibration(self, indices: np.ndarray, rng: np.random.Generator) -> None:
-        """Calibrate what does not come from the reference on the given cells."""
-        assert self.carried_calibration_ is not None
-        cohort: Cohort = self._cohort(indices)
-        statistics = compute_statistics(cohort, self.module.likelihood.uses_size)
-        statistics = statistics.at_size(float(self.module.reference_size))
-        levels = merge_levels(
-            PairLevels(**self.levels_),
-            measured_levels(self.module, statistics),
-            self.carried_calibration_,
-            self.module.sizes.control,
-        )
-        reader = CellReader.from_registry(self.adata, self.registry, self.gene_names_)
-        shift = fit_calibration(
-            self.module, reader, indices, statistics, levels, rng, self.carried_calibration_
-        )
-        self.module.calibration.copy_(torch.as_tensor(shift))
-        self.levels_ = to_arrays(levels)

@@ -22,19 +22,16 @@ from scvci.data import (
     stratum_codes,
 )
 from scvci.data import _constants as keys
-from scvci.metrics import effect_variances, similarity_weights
+from scvci.metrics import PairLevels, effect_variances, similarity_weights
 from scvci.train import RestoreBest, VCITrainingPlan
 
 from ._arms import mean_effects, variance_beyond
-from ._calibration import fit_calibration, measured_levels, to_arrays
+from ._calibration import fit_calibration, measured_levels, merge_levels, to_arrays
 from ._collapse import warn_if_collapsed
 from ._registry import RegistryMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from scvci.data import Statistics
-    from scvci.metrics import PairLevels
 
 #: Validation criterion: the weighted objective on validation cells with fixed targets. It holds
 #: the likelihood of the counterfactual and the divergence, not only the reconstruction.
@@ -50,7 +47,6 @@ class TrainingMixin(RegistryMixin):
     carried_calibration_: np.ndarray | None
     treatment_similarity_: dict[str, Any] | None
     levels_: dict[str, np.ndarray]
-    _extend_calibration: Callable[[np.ndarray, np.random.Generator], None]
 
     def train(
         self,
@@ -232,19 +228,23 @@ class TrainingMixin(RegistryMixin):
             ),
         )
 
+    def _statistics(self, cohort: Cohort) -> Statistics:
+        """Moments of cells; in a model that was carried over, at the reference's size."""
+        statistics = compute_statistics(cohort, self.module.likelihood.uses_size)
+        if self.carried_calibration_ is None:
+            return statistics
+        return statistics.at_size(float(self.module.reference_size))
+
     def _prepare(self, train_indices: np.ndarray) -> tuple[Statistics, CounterfactualSampler]:
-        uses_size = self.module.likelihood.uses_size
         cohort = self._cohort(train_indices)
-        statistics = compute_statistics(cohort, uses_size)
-        if self.carried_calibration_ is not None:
-            statistics = statistics.at_size(float(self.module.reference_size))
+        statistics = self._statistics(cohort)
         needs_reference = self.module.covariate_term.needs_reference
         sampler = CounterfactualSampler(
             cohort,
             statistics,
             mode=self.config.target_sampling,
             n_reference=self.config.objective.n_reference if needs_reference else 0,
-            uses_size=uses_size,
+            uses_size=self.module.likelihood.uses_size,
             control=self.module.sizes.control,
         )
         return statistics, sampler
@@ -280,17 +280,18 @@ class TrainingMixin(RegistryMixin):
 
     def _after_training(self, indices: np.ndarray, rng: np.random.Generator) -> None:
         """Calibrate on the cells that training and early stopping saw, and look for collapse."""
-        if self.carried_calibration_ is not None:
-            self._extend_calibration(indices, rng)
-            return
-        statistics = compute_statistics(self._cohort(indices), self.module.likelihood.uses_size)
+        statistics = self._statistics(self._cohort(indices))
         reader = CellReader.from_registry(self.adata, self.registry, self.gene_names_)
-        levels = measured_levels(self.module, statistics)
-        shift = fit_calibration(self.module, reader, indices, statistics, levels, rng)
+        levels, carried = measured_levels(self.module, statistics), self.carried_calibration_
+        if carried is not None:
+            known = PairLevels(**self.levels_)
+            levels = merge_levels(known, levels, carried, self.module.sizes.control)
+        shift = fit_calibration(self.module, reader, indices, statistics, levels, rng, carried)
         self.module.calibration.copy_(torch.as_tensor(shift))
         self.levels_ = to_arrays(levels)
-        self.treatment_similarity_ = self._similar_treatments(levels)
-        warn_if_collapsed(self.module, reader, indices, statistics, rng)
+        if carried is None:
+            self.treatment_similarity_ = self._similar_treatments(levels)
+            warn_if_collapsed(self.module, reader, indices, statistics, rng)
 
     def _similar_treatments(self, levels: PairLevels) -> dict[str, Any] | None:
         """Treatments with features as weighted sums of the measured ones."""
