@@ -67,7 +67,10 @@ _UNSEEN = [d for d in DATASETS if d not in _CELLS and d.split()[0] not in _KNOWN
 #: Parts of the benchmark: data sets and methods, by name.
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "simulated": ([d for d in DATASETS if d.startswith("simulated")], [*_MEASURED, "VCI"]),
-    "planted": ([d for d in DATASETS if d.startswith("planted")], [*_MEASURED, "VCI"]),
+    "planted": (
+        [d for d in DATASETS if d.startswith("planted")],
+        [*_MEASURED, "VCI", "VCI with residuals"],
+    ),
     "cells": (_CELLS, [*_MEASURED, "VCI"]),
     "unseen": (_UNSEEN, [*_SIMPLE, "VCI"]),
     "ablations": (_ABLATED, ["VCI", *_ABLATIONS]),

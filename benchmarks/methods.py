@@ -159,7 +159,13 @@ def ridge(case: Case, seed: int, n_components: int = 4, penalty: float = 1.0) ->
     return Prediction(cells, _means_of_cells(case, levels))
 
 
-def vci(case: Case, seed: int, calibrated: bool = True, **settings: object) -> Prediction:
+def vci(
+    case: Case,
+    seed: int,
+    calibrated: bool = True,
+    keep_residuals: bool = False,
+    **settings: object,
+) -> Prediction:
     """Train the model; only the settings named here differ from its defaults."""
     cells = case.train.copy()
     log_scale = settings.get("likelihood") == "normal" or settings.get("preset") == "paper"
@@ -177,7 +183,9 @@ def vci(case: Case, seed: int, calibrated: bool = True, **settings: object) -> P
         arms = _arms(case)
         if not query.obs["stratum"].isin(cells.obs["stratum"].unique()).all():
             model = VCI.load_query_data(query, model)
-        layers = model.predict_counterfactual(arms, query, calibrated=calibrated)
+        layers = model.predict_counterfactual(
+            arms, query, calibrated=calibrated, keep_residuals=keep_residuals
+        )
     values = {t: np.asarray(query.layers[name]) for t, name in zip(arms, layers, strict=True)}
     if log_scale:
         values = {t: np.expm1(np.maximum(v, 0)) for t, v in values.items()}
@@ -218,6 +226,7 @@ METHODS: dict[str, Callable[..., Prediction]] = {
     "VCI": vci,
     "VCI paper": lambda c, s: vci(c, s, preset="paper"),
     "VCI uncalibrated": lambda c, s: vci(c, s, calibrated=False),
+    "VCI with residuals": lambda c, s: vci(c, s, keep_residuals=True),
     "VCI no divergence": lambda c, s: vci(c, s, weights={"divergence": 0.0}),
     "VCI no covariate term": lambda c, s: vci(c, s, weights={"covariate": 0.0}),
     "VCI no interaction": lambda c, s: vci(c, s, architecture={"interaction": False}),

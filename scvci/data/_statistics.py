@@ -80,6 +80,9 @@ class Statistics:
         where a pair has no cells.
     pair_count
         Cells per pair, ``(n_strata * n_treatments,)``.
+    counting_noise
+        Variance at the reference size of a Poisson variable of mean one there: the mean over cells
+        of the reference size in units of their own.
     """
 
     reference_size: float
@@ -89,6 +92,7 @@ class Statistics:
     pair_mean: np.ndarray
     pair_var: np.ndarray
     pair_count: np.ndarray
+    counting_noise: float
 
     def at_size(self, size: float) -> Statistics:
         """Moments of pairs at another reference size, as another model's.
@@ -104,7 +108,34 @@ class Statistics:
             reference_size=size,
             pair_mean=self.pair_mean * factor,
             pair_var=self.pair_var * factor**2,
+            counting_noise=self.counting_noise * factor,
         )
+
+    def overdispersion(self) -> np.ndarray:
+        r"""Variance of counts within pairs beyond counting noise, in units of the squared mean.
+
+        The moment estimate of the inverse of a negative binomial's θ, over all pairs of n cells,
+
+        .. math:: \hat\alpha_g = \frac{\sum_p n_p (v_{pg} - c\, m_{pg})}{\sum_p n_p m_{pg}^2},
+
+        shrunk towards the mean over genes by an empirical-Bayes factor. Differences between the
+        cells of a pair are part of it, so that it is an upper bound.
+
+        Returns
+        -------
+        Shape ``(n_genes,)``, from 0.01 to 10.
+        """
+        n, mean, variance = self.pair_count[:, None], self.pair_mean, self.pair_var
+        scale = np.maximum((n * mean**2).sum(axis=0), 1e-12)
+        raw = (n * (variance - self.counting_noise * mean)).sum(axis=0) / scale
+        # Sampling variance of the variance of counts whose fourth cumulant is a Poisson's.
+        noise = (n * (2 * variance**2 + variance)).sum(axis=0) / scale**2
+        # Genes differ by some tenths; those that are measured better than that count alike.
+        weight = 1 / (noise + 0.1)
+        common = np.average(raw, weights=weight)
+        spread = max(float(np.average((raw - common) ** 2 - noise, weights=weight)), 0.0)
+        shrunk = common + (raw - common) * spread / (spread + noise + 1e-12)
+        return np.clip(shrunk, 0.01, 10.0)
 
 
 def compute_statistics(cohort: Cohort, uses_size: bool) -> Statistics:
@@ -119,11 +150,12 @@ def compute_statistics(cohort: Cohort, uses_size: bool) -> Statistics:
     """
     indices = np.sort(cohort.indices)
     blocks = [indices[i : i + _CHUNK] for i in range(0, len(indices), _CHUNK)]
-    reference_size = 1.0
+    reference_size, counting_noise = 1.0, 1.0
     if uses_size:
         sizes = np.concatenate([cohort.size(rows, cohort.expression(rows)) for rows in blocks])
         positive = sizes[sizes > 0]
         reference_size = float(np.median(positive)) if len(positive) else 1.0
+        counting_noise = float((reference_size / positive).mean()) if len(positive) else 1.0
     n_pairs = cohort.n_strata * cohort.n_treatments
     n_genes = cohort.adata.n_vars
     count = np.zeros(n_pairs)
@@ -159,4 +191,5 @@ def compute_statistics(cohort: Cohort, uses_size: bool) -> Statistics:
         pair_mean=mean,
         pair_var=np.maximum(second / divisor - mean**2, 0),
         pair_count=count.astype(np.int64),
+        counting_noise=counting_noise,
     )

@@ -28,6 +28,8 @@ class Scale:
         Quantiles of the draws, or ``None`` for the draws themselves.
     keep_totals
         Whether the counts of a draw add up to the cell's total, or to the library size.
+    keep_residuals
+        Whether a cell keeps what its expression says beyond its latent state.
     """
 
     library_size: float | None
@@ -35,6 +37,7 @@ class Scale:
     n_samples: int | None
     quantiles: tuple[float, ...] | None = None
     keep_totals: bool = False
+    keep_residuals: bool = False
 
     def check(self, is_count: bool) -> None:
         """Refuse what makes no sense, or no sense for log-normalised data.
@@ -67,6 +70,11 @@ class Scale:
             raise ValueError(
                 f"library_size={self.library_size} must be a whole number for keep_totals."
             )
+        if self.keep_totals and self.keep_residuals:
+            raise ValueError(
+                "keep_totals draws a cell's counts anew, keep_residuals moves the cell's own. "
+                "Choose one of them."
+            )
         if self.quantiles is not None:
             _check_quantiles(self.quantiles, self.n_samples)
         elif self.n_samples and self.log1p:
@@ -79,6 +87,7 @@ class Scale:
         size = f"library size {self.library_size:g}" if self.library_size else "own library size"
         what = "sampled counts" if self.n_samples else "expected counts"
         what = f"{what} with given totals" if self.keep_totals else what
+        what = f"{what} with the cell's residuals" if self.keep_residuals else what
         what = f"quantile of {what}" if self.quantiles else what
         return f"{'log1p of ' if self.log1p else ''}{what} at {size}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +14,11 @@ from scvi.module._constants import MODULE_KEYS
 from scvci._version import __version__
 from scvci.data import CellReader, resolve_indices
 from scvci.data import _constants as keys
-from scvci.module import sample_with_totals
+from scvci.module import (
+    expect_with_residuals,
+    sample_with_residuals,
+    sample_with_totals,
+)
 
 from ._arms import NewArm
 from ._layers import LayerCollector, Scale
@@ -48,6 +53,7 @@ class PredictionMixin(RequestsMixin):
         n_samples: int | None = None,
         quantiles: Sequence[float] | float | None = None,
         keep_totals: bool = False,
+        keep_residuals: bool = False,
         calibrated: bool = True,
         batch_size: int | None = None,
     ) -> list[str]:
@@ -97,6 +103,11 @@ class PredictionMixin(RequestsMixin):
         keep_totals
             Draw counts (``n_samples``) that add up to the cell's own total, or to a whole
             ``library_size``: raw counts for a submission that is to have the totals of real cells.
+        keep_residuals
+            Move the cell's own counts from its treatment to the other, in place of replacing them
+            by what its latent state says: a gene that the cell has more of than expected keeps
+            the excess. Under the treatment that it received, the cell is then as it was
+            measured. Not for ``likelihood="zinb"``. See Notes.
         calibrated
             Whether to apply the marginal calibration of the (stratum, treatment).
         batch_size
@@ -114,6 +125,8 @@ class PredictionMixin(RequestsMixin):
         ValueError, KeyError
             If a treatment, level or gene is unknown; the message names it and the nearest ones.
             If a quantile does not lie in (0, 1) or has too few draws.
+        TypeError
+            If residuals are to be kept with ``likelihood="zinb"``.
 
         Notes
         -----
@@ -130,6 +143,11 @@ class PredictionMixin(RequestsMixin):
         They can be too narrow, as nothing compares them with outcomes;
         :meth:`predict_interval` does.
 
+        Residuals (``keep_residuals``) are counting noise and what is particular to a gene of a
+        cell. That they are the same in every world is a further assumption that no data test
+        (:func:`scvci.module.expect_with_residuals` says which). It fits questions about the very
+        molecules of a cell; for its expected expression, residuals are noise.
+
         References
         ----------
         Wu, McConnell and Iriondo, "Counterfactual Generative Modeling with Variational Causal
@@ -141,7 +159,7 @@ class PredictionMixin(RequestsMixin):
         if quantiles is not None:
             quantiles = tuple(float(q) for q in np.atleast_1d(quantiles))
             n_samples = _N_QUANTILE_DRAWS if n_samples is None else n_samples
-        scale = Scale(library_size, log1p, n_samples, quantiles, keep_totals)
+        scale = Scale(library_size, log1p, n_samples, quantiles, keep_totals, keep_residuals)
         scale.check(self.module.likelihood.is_count)
         reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
         rows = resolve_indices(cells, indices)
@@ -310,8 +328,15 @@ class PredictionMixin(RequestsMixin):
         calibrated: bool,
     ) -> np.ndarray:
         """Return what layers hold of a batch, shape ``(n_layers, n_cells, n_genes)``."""
-        px = self._decode(tensors, arm, scale, calibrated)
-        if scale.keep_totals:
+        z = self._states(tensors, scale.n_samples)
+        px = self._decode(tensors, arm, scale, calibrated, z)
+        if scale.keep_residuals:
+            here = {k: v for k, v in tensors.items() if k != keys.TARGET_BATCH_KEY}
+            received = tensors[keys.TREATMENT_KEY].long().squeeze(-1)
+            own = self._decode(here, received, replace(scale, library_size=None), calibrated, z)
+            couple = sample_with_residuals if scale.n_samples else expect_with_residuals
+            values = couple(own, px, tensors[REGISTRY_KEYS.X_KEY])
+        elif scale.keep_totals:
             totals = tensors[REGISTRY_KEYS.X_KEY].sum(dim=-1, keepdim=True)
             fixed = scale.library_size
             values = sample_with_totals(px, totals if fixed is None else 0 * totals + fixed)
@@ -320,6 +345,12 @@ class PredictionMixin(RequestsMixin):
         values = _quantiles(values, scale.quantiles) if scale.quantiles else values
         values = torch.log1p(values) if scale.log1p else values
         return values.cpu().numpy()
+
+    def _states(self, tensors: dict[str, torch.Tensor], n_samples: int | None) -> torch.Tensor:
+        """Latent states of a batch, ``(n_draws, n_cells, n_latent)``: draws, or the mean alone."""
+        inputs = self.module._get_inference_input(tensors)
+        outputs = self.module.inference(**inputs, n_samples=n_samples or 0)
+        return outputs[MODULE_KEYS.Z_KEY] if n_samples else outputs[MODULE_KEYS.QZ_KEY].loc[None]
 
     def _decode(
         self,
@@ -335,10 +366,7 @@ class PredictionMixin(RequestsMixin):
         """
         module = self.module
         inputs = module._get_inference_input(tensors)
-        if z is None:
-            outputs = module.inference(**inputs, n_samples=scale.n_samples or 0)
-            mean = outputs[MODULE_KEYS.QZ_KEY].loc[None]
-            z = outputs[MODULE_KEYS.Z_KEY] if scale.n_samples else mean
+        z = self._states(tensors, scale.n_samples) if z is None else z
         size = inputs["size"]
         if scale.library_size is not None:
             size = torch.full_like(size, scale.library_size)

@@ -261,6 +261,7 @@ class TrainingMixin(RegistryMixin):
             mean_rate=statistics.mean_rate,
             feature_mean=np.zeros(n_genes) if paper else statistics.feature_mean,
             feature_scale=np.ones(n_genes),
+            overdispersion=statistics.overdispersion(),
             continuous=continuous,
             effect_variances=self._effect_variances(statistics),
             n_cells=int(statistics.pair_count.sum()),

@@ -72,6 +72,9 @@ class Likelihood(nn.Module):
         """Linear predictor of the mean cell, shape ``(n_genes,)``."""
         return torch.log(mean_rate.clamp(min=1e-8))
 
+    def set_overdispersion(self, value: Tensor) -> None:
+        """Start from an estimate of 1/θ, shape ``(n_genes,)``, where the likelihood has a θ."""
+
 
 class NegativeBinomialLikelihood(Likelihood):
     """Negative binomial with mean size · rate and an inverse dispersion per gene."""
@@ -86,6 +89,11 @@ class NegativeBinomialLikelihood(Likelihood):
         """See :meth:`Likelihood.distribution`."""
         rate = self.rate(heads)
         return NegativeBinomial(mu=size * rate, theta=self.log_theta.exp(), scale=rate)
+
+    @torch.no_grad()
+    def set_overdispersion(self, value: Tensor) -> None:
+        """See :meth:`Likelihood.set_overdispersion`."""
+        self.log_theta.copy_(-torch.log(value))
 
 
 class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):

@@ -239,3 +239,40 @@ def test_no_cells_give_an_empty_layer(trained):
     model.predict_counterfactual("IFNb", cells, indices=[])
     assert np.isnan(cells.layers["counterfactual_IFNb"]).all()
     assert model.get_latent_representation(indices=[]).shape == (0, 3)
+
+
+def test_residuals_leave_a_cell_as_it_was_measured(trained):
+    model, data = trained
+    cells = without_layers(data)
+    for received in ("control", "IFNb"):
+        rows = (cells.obs["treatment"] == received).to_numpy()
+        (layer,) = model.predict_counterfactual(received, cells, keep_residuals=True)
+        (draw,) = model.predict_counterfactual(
+            received, cells, keep_residuals=True, n_samples=1, layer_added="draw"
+        )
+        counts = cells.layers["counts"].toarray()
+        np.testing.assert_allclose(cells.layers[layer][rows], counts[rows], rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(cells.layers[draw].toarray()[rows], counts[rows])
+        assert np.abs(cells.layers[layer][~rows] - counts[~rows]).max() > 0.1
+    assert "with the cell's residuals" in cells.uns["scvci"][layer]["scale"]
+
+
+def test_residuals_move_at_another_size_and_scale(trained):
+    model, data = trained
+    cells = without_layers(data)
+    counts = cells.layers["counts"].toarray()
+    settings = {"keep_residuals": True, "library_size": 10 * counts.sum(axis=1).max()}
+    model.predict_counterfactual("control", cells, layer_added="large", **settings)
+    assert (cells.layers["large"] >= counts - 1e-3).all()
+    model.predict_counterfactual("control", cells, layer_added="log", log1p=True, **settings)
+    np.testing.assert_allclose(
+        np.expm1(cells.layers["log"]), cells.layers["large"], rtol=1e-3, atol=1e-3
+    )
+    low, high = model.predict_counterfactual(
+        "IFNb", cells, keep_residuals=True, quantiles=(0.1, 0.9), n_samples=20
+    )
+    assert (cells.layers[low] <= cells.layers[high]).all()
+    with pytest.raises(ValueError, match="keep_residuals moves the cell's own"):
+        model.predict_counterfactual(
+            "IFNb", cells, n_samples=1, keep_totals=True, keep_residuals=True
+        )

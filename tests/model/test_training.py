@@ -216,3 +216,17 @@ def test_repr_says_what_the_model_is(adata):
     assert "no; call train()" in text
     _train(model, max_epochs=1)
     assert "yes, seed 0" in repr(model)
+
+
+def test_dispersion_starts_from_the_data():
+    """A few steps do not move it far."""
+    found = []
+    for inverse_dispersion in (0.5, 50.0):
+        data = scvci.datasets.simulate_perturbation(
+            n_cells=400, n_genes=30, n_treatments=3, inverse_dispersion=inverse_dispersion, seed=0
+        )
+        model = _model(data)
+        _train(model, max_epochs=1)
+        found.append(model.module.likelihood.log_theta.detach().exp().median().item())
+    assert found[0] < 0.6
+    assert found[1] > 1.5

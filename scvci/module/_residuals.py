@@ -1,0 +1,91 @@
+"""Counterfactual expression of a cell that keeps what its latent state does not explain."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.distributions import Distribution
+
+
+@torch.no_grad()
+def expect_with_residuals(factual: Distribution, target: Distribution, outcome: Tensor) -> Tensor:
+    r"""Return what a cell is expected to be in a world that shares its noise.
+
+    Counts are points of a Poisson process that all worlds share: a world with a higher rate keeps
+    the molecules of this one and adds some, a world with a lower rate keeps each of them with the
+    ratio of the rates. With the mean μ in this world, μ′ in the other, and y observed,
+
+    .. math:: \operatorname{E}[Y' \mid y] = y \min\Big(1, \frac{\mu'}{\mu}\Big)
+        + \max(0, \mu' - \mu) \operatorname{E}[u \mid y].
+
+    The frailty u multiplies the cell's rate of the gene in every world: 1 for a Poisson, and
+    :math:`u \mid y \sim \text{Gamma}(\theta + y, \theta + \mu)` for a negative binomial. A normal
+    outcome keeps its deviation from the mean, :math:`y + \mu' - \mu`.
+
+    These are abduction, action and prediction (Pearl, "Causality", 2009, section 7.1) with
+    monotone noise. Data that show each cell in one world cannot tell how worlds share noise.
+
+    Parameters
+    ----------
+    factual, target
+        The cell's expression in this world and in the other: both negative binomial, both Poisson
+        or both normal, of scvi-tools, batch shape ``(..., n_cells, n_genes)``.
+    outcome
+        Measured expression, shape ``(n_cells, n_genes)``.
+
+    Returns
+    -------
+    Shape ``(..., n_cells, n_genes)``; where both worlds are one, the outcome itself.
+
+    Raises
+    ------
+    TypeError
+        If the distributions are of another kind.
+    """
+    _check_kind(factual)
+    if isinstance(factual, Normal):
+        return outcome + target.mean - factual.mean
+    shape, rate = _frailty(factual, outcome)
+    kept, added = _moves(factual, target)
+    return outcome * kept + added * shape / rate
+
+
+@torch.no_grad()
+def sample_with_residuals(factual: Distribution, target: Distribution, outcome: Tensor) -> Tensor:
+    """Draw the outcome whose mean is :func:`expect_with_residuals`; arguments as there."""
+    _check_kind(factual)
+    if isinstance(factual, Normal):
+        return expect_with_residuals(factual, target, outcome)
+    shape, rate = _frailty(factual, outcome)
+    kept, added = _moves(factual, target)
+    if isinstance(factual, NegativeBinomial):
+        added = added * torch._standard_gamma(shape) / rate
+    return torch.binomial(outcome.expand_as(kept), kept) + torch.poisson(added)
+
+
+def _check_kind(distribution: Distribution) -> None:
+    zero_inflated = isinstance(distribution, ZeroInflatedNegativeBinomial)
+    if zero_inflated or not isinstance(distribution, NegativeBinomial | Poisson | Normal):
+        raise TypeError(
+            f"A {type(distribution).__name__} has no residuals to keep. Use the likelihood 'nb', "
+            "'poisson' or 'normal'."
+        )
+
+
+def _frailty(factual: NegativeBinomial | Poisson, outcome: Tensor) -> tuple[Tensor, Tensor]:
+    """Shape and rate of the frailty given the outcome."""
+    if isinstance(factual, Poisson):
+        one = torch.ones_like(factual.mean)
+        return one, one
+    return factual.theta + outcome, factual.theta + factual.mu
+
+
+def _moves(factual: Distribution, target: Distribution) -> tuple[Tensor, Tensor]:
+    """Share of the counts that is kept, and the rate at which others are added."""
+    ratio = target.mean / factual.mean.clamp(min=torch.finfo(factual.mean.dtype).tiny)
+    return ratio.clamp(max=1.0), (target.mean - factual.mean).clamp(min=0.0)
