@@ -22,6 +22,8 @@ _MAX_CELLS = 1000
 #: Passes of the fixed point; each one cell's predictions stay a composition.
 _N_PASSES = 4
 _TINY = 1e-12
+#: Weight of noiseless forecasts for pairs without cells, and for pairs with cells.
+_SHARE = (1 / 3, 1 / 2)
 
 
 @torch.inference_mode()
@@ -47,10 +49,11 @@ def fit_calibration(
     measured means (:func:`scvci.metrics.forecast_levels`), which knows the noise of each and how
     far effects carry over between strata. Where many arms show a level that the control does not,
     the difference is taken for the control's noise. The errors of the two have little in common,
-    and with nothing measured to weigh them by, their plain average is hard to beat (Bates and
-    Granger, 1969). But the model is fitted to measured means with their noise, which the forecast
-    takes off: where measured effects are a share ρ noise, the forecast's share is
-    :math:`(1 + \rho) / 2`.
+    and with nothing measured to weigh them by, a plain average is hard to beat (Bates and Granger,
+    1969). Where a pair has no cells, the model also knows how its latent states differ from those
+    of other strata, and counts twice. But the model is fitted to measured means with their noise,
+    which the forecast takes off: where measured effects are a share ρ noise, the forecast's share
+    is :math:`s + (1 - s) \rho` with s = 1/2, or 1/3 for a pair without cells.
 
     Parameters
     ----------
@@ -98,7 +101,7 @@ def fit_calibration(
         if cells is None or not (levels.observed[x, control] and comparable[:, t].any()):
             continue
         own = _mean_prediction(module, cells, t, shift[x, t])
-        share = _forecast_share(levels, variances, t, control)
+        share = _forecast_share(levels, variances, t, control, _SHARE[bool(observed[x, t])])
         pooled = (1 - share) * _stabilised(module, own) + share * forecast[x, t]
         target = _destabilised(module, pooled, own.sum())
         shift[x, t] += _solve(module, cells, t, shift[x, t], target)
@@ -156,12 +159,12 @@ def merge_levels(
 
 
 def _forecast_share(
-    levels: PairLevels, variances: EffectVariances, treatment: int, control: int
+    levels: PairLevels, variances: EffectVariances, treatment: int, control: int, least: float
 ) -> float:
-    """Weight of the forecast beside the model: a half, and more where effects are noise."""
+    """Weight of the forecast beside the model: at least that, and more where effects are noise."""
     measured = levels.observed[:, treatment] & levels.observed[:, control]
     noise = (levels.noise[measured, treatment] + levels.noise[measured, control]).mean()
-    return 0.5 * (1 + noise / (noise + sum(astuple(variances)) + _TINY))
+    return least + (1 - least) * noise / (noise + sum(astuple(variances)) + _TINY)
 
 
 def measured_levels(module: VCIModule, statistics: Statistics) -> PairLevels:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 
 import numpy as np
@@ -63,6 +64,25 @@ def test_a_pair_without_cells_is_half_way_to_the_forecast(fitted, monkeypatch):
     np.testing.assert_allclose(off - np.median(off), 0, atol=0.1 * gap)
     half = (means[0.0] + means[1.0]) / 2
     np.testing.assert_allclose(means[0.5], half, atol=0.1 * gap)
+
+
+def test_forecasts_weigh_a_third_without_cells_and_a_half_with_them(fitted, monkeypatch):
+    """And more by the share of noise in the measured effects."""
+    model, adata = fitted
+    asked, share_of = {}, _calibration._forecast_share
+
+    def record(levels, variances, treatment, control, least):
+        quiet = dataclasses.replace(levels, noise=np.zeros_like(levels.noise))
+        assert share_of(quiet, variances, treatment, control, least) == pytest.approx(least)
+        loud = dataclasses.replace(levels, noise=np.full_like(levels.noise, 1e6))
+        assert share_of(loud, variances, treatment, control, least) == pytest.approx(1, abs=1e-3)
+        asked.setdefault(least, []).append(treatment)
+        return share_of(levels, variances, treatment, control, least)
+
+    monkeypatch.setattr(_calibration, "_forecast_share", record)
+    model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+    assert asked[1 / 3] == [model.treatments.index("IFNb")]
+    assert len(asked[1 / 2]) == len(model.strata) * len(model.treatments) - 1
 
 
 def test_without_the_forecast_the_mean_change_is_borrowed(fitted, monkeypatch):
