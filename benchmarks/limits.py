@@ -51,7 +51,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     chosen = parser.parse_args()
     table = pd.concat(limits(r, s) for r in chosen.regimes for s in range(chosen.seeds))
-    table["mse_learned"] = table["mse"] * (1 + 1 / table["n_measured"])
+    learned = 1 + 1 / table["n_measured"]
+    table["mse_learned"] = table["mse"] * learned
+    table["r2_learned"] = 1 - (1 - table["r2_delta"]) * learned
     by_seed = table.groupby(["regime", "seed"]).mean()
     with pd.option_context("display.float_format", "{:.4f}".format):
         print(by_seed.groupby("regime").agg(["mean", "std"]).to_string())

@@ -300,15 +300,18 @@ def error_table(errors: pd.DataFrame) -> str:
 
 def _provenance(table: pd.DataFrame) -> str:
     seeds = sorted(table["seed"].unique())
-    commits = sorted(table["commit"].dropna().unique()) if "commit" in table else []
     versions = sorted(table["versions"].dropna().unique()) if "versions" in table else []
     lines = [f"- Seeds: {', '.join(map(str, seeds))}."]
     for text in versions:
         found = json.loads(text)
         lines.append("- Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + ".")
-    if commits:
-        mixed = " — **rows of different code are mixed**" if len(commits) > 1 else ""
-        lines.append(f"- Code: {', '.join(map(str, commits))}{mixed}.")
+    if "commit" in table:
+        ours = table["method"].astype(str).str.startswith("VCI")
+        for name, rows in (("VCI and its variants", table[ours]), ("other methods", table[~ours])):
+            commits = sorted(map(str, rows["commit"].dropna().unique()))
+            mixed = " — **rows of different code are mixed**" if len(commits) > 1 else ""
+            if commits:
+                lines.append(f"- Code of {name}: {', '.join(commits)}{mixed}.")
     return "\n".join(lines)
 
 
