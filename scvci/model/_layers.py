@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from scipy import sparse
 
 if TYPE_CHECKING:
@@ -98,6 +99,12 @@ class Scale:
             return [f"_q{np.format_float_positional(q)[2:].ljust(2, '0')}" for q in self.quantiles]
         n = self.n_samples or 1
         return [""] if n == 1 else [f"_{i + 1}" for i in range(n)]
+
+    def quantiles_of(self, draws: torch.Tensor) -> torch.Tensor:
+        """Order statistics of draws along the first axis; they commute with monotone maps."""
+        ordered = draws.sort(dim=0).values
+        ranks = np.ceil(np.asarray(self.quantiles) * len(draws) - 1e-9).astype(int)
+        return ordered[torch.as_tensor(ranks - 1, device=draws.device)]
 
     def sampling(self, i: int) -> dict[str, Any]:
         """Say for provenance what draws are behind a treatment's layer number ``i``."""

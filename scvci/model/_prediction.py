@@ -342,7 +342,7 @@ class PredictionMixin(RequestsMixin):
             values = sample_with_totals(px, totals if fixed is None else 0 * totals + fixed)
         else:
             values = px.sample() if scale.n_samples else px.mean
-        values = _quantiles(values, scale.quantiles) if scale.quantiles else values
+        values = scale.quantiles_of(values) if scale.quantiles else values
         values = torch.log1p(values) if scale.log1p else values
         return values.cpu().numpy()
 
@@ -396,10 +396,3 @@ class PredictionMixin(RequestsMixin):
         if not self.module.likelihood.is_count:
             provenance[layer]["scale"] = "scale of the training data"
         cells.uns["scvci"] = provenance
-
-
-def _quantiles(draws: torch.Tensor, quantiles: Sequence[float]) -> torch.Tensor:
-    """Order statistics of draws along the first axis; they commute with monotone maps."""
-    ordered = draws.sort(dim=0).values
-    ranks = np.ceil(np.asarray(quantiles) * len(draws) - 1e-9).astype(int)
-    return ordered[torch.as_tensor(ranks - 1, device=draws.device)]

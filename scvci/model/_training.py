@@ -256,12 +256,12 @@ class TrainingMixin(RegistryMixin):
             values = np.asarray(self.adata_manager.get_from_registry(keys.CONTINUOUS_KEY), float)
             continuous = (values.mean(axis=0), values.std(axis=0) + 1e-8)
         paper = self.config.architecture.kind == "paper"
+        self.module.likelihood.set_overdispersion(torch.from_numpy(statistics.overdispersion()))
         self.module.set_statistics(
             reference_size=statistics.reference_size,
             mean_rate=statistics.mean_rate,
             feature_mean=np.zeros(n_genes) if paper else statistics.feature_mean,
             feature_scale=np.ones(n_genes),
-            overdispersion=statistics.overdispersion(),
             continuous=continuous,
             effect_variances=self._effect_variances(statistics),
             n_cells=int(statistics.pair_count.sum()),

@@ -369,7 +369,6 @@ class VCIModule(BaseModuleClass):
         mean_rate: np.ndarray,
         feature_mean: np.ndarray,
         feature_scale: np.ndarray,
-        overdispersion: np.ndarray,
         continuous: tuple[np.ndarray, np.ndarray],
         effect_variances: tuple[float, ...] | None = None,
         n_cells: int = 1,
@@ -384,9 +383,6 @@ class VCIModule(BaseModuleClass):
             Mean expression of a cell of size one, shape ``(n_genes,)``; the decoder starts there.
         feature_mean, feature_scale
             Location and scale of the encoder's features, shape ``(n_genes,)``.
-        overdispersion
-            Variance beyond counting noise in units of the squared mean, shape ``(n_genes,)``; a
-            negative binomial starts there.
         continuous
             Mean and standard deviation of the continuous covariates.
         effect_variances, n_cells
@@ -396,8 +392,6 @@ class VCIModule(BaseModuleClass):
         names = ("feature_mean", "feature_scale", "continuous_mean", "continuous_scale")
         for name, value in zip(names, (feature_mean, feature_scale, *continuous), strict=True):
             self.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float32))
-        excess = torch.as_tensor(overdispersion, dtype=torch.float32, device=self.device)
-        self.likelihood.set_overdispersion(excess)
         if isinstance(self.decoder, EffectDecoder):
             rate = torch.as_tensor(mean_rate, dtype=torch.float32, device=self.device)
             self.decoder.set_bias(self.likelihood.initial_bias(rate))

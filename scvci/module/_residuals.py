@@ -57,7 +57,23 @@ def expect_with_residuals(factual: Distribution, target: Distribution, outcome: 
 
 @torch.no_grad()
 def sample_with_residuals(factual: Distribution, target: Distribution, outcome: Tensor) -> Tensor:
-    """Draw the outcome whose mean is :func:`expect_with_residuals`; arguments as there."""
+    """Draw what :func:`expect_with_residuals` is the mean of.
+
+    Parameters
+    ----------
+    factual, target, outcome
+        As there.
+
+    Returns
+    -------
+    Shape ``(..., n_cells, n_genes)``: whole numbers for counts. A normal outcome has no noise of
+    its own left, so that draws differ by latent states only.
+
+    Raises
+    ------
+    TypeError
+        If the distributions are of another kind.
+    """
     _check_kind(factual)
     if isinstance(factual, Normal):
         return expect_with_residuals(factual, target, outcome)
