@@ -47,11 +47,9 @@ def expect_with_residuals(factual: Distribution, target: Distribution, outcome: 
     TypeError
         If the distributions are of another kind.
     """
-    _check_kind(factual)
     if isinstance(factual, Normal):
         return outcome + target.mean - factual.mean
-    shape, rate = _frailty(factual, outcome)
-    kept, added = _moves(factual, target)
+    kept, added, shape, rate = _couple(factual, target, outcome)
     return outcome * kept + added * shape / rate
 
 
@@ -74,34 +72,28 @@ def sample_with_residuals(factual: Distribution, target: Distribution, outcome: 
     TypeError
         If the distributions are of another kind.
     """
-    _check_kind(factual)
     if isinstance(factual, Normal):
         return expect_with_residuals(factual, target, outcome)
-    shape, rate = _frailty(factual, outcome)
-    kept, added = _moves(factual, target)
+    kept, added, shape, rate = _couple(factual, target, outcome)
     if isinstance(factual, NegativeBinomial):
         added = added * torch._standard_gamma(shape) / rate
     return torch.binomial(outcome.expand_as(kept), kept) + torch.poisson(added)
 
 
-def _check_kind(distribution: Distribution) -> None:
-    zero_inflated = isinstance(distribution, ZeroInflatedNegativeBinomial)
-    if zero_inflated or not isinstance(distribution, NegativeBinomial | Poisson | Normal):
+def _couple(
+    factual: Distribution, target: Distribution, outcome: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Share of counts that is kept, rate of added ones, and shape and rate of the frailty."""
+    zero_inflated = isinstance(factual, ZeroInflatedNegativeBinomial)
+    if zero_inflated or not isinstance(factual, NegativeBinomial | Poisson):
         raise TypeError(
-            f"A {type(distribution).__name__} has no residuals to keep. Use the likelihood 'nb', "
+            f"A {type(factual).__name__} has no residuals to keep. Use the likelihood 'nb', "
             "'poisson' or 'normal'."
         )
-
-
-def _frailty(factual: NegativeBinomial | Poisson, outcome: Tensor) -> tuple[Tensor, Tensor]:
-    """Shape and rate of the frailty given the outcome."""
+    mean = factual.mean
+    kept = (target.mean / mean.clamp(min=torch.finfo(mean.dtype).tiny)).clamp(max=1.0)
+    added = (target.mean - mean).clamp(min=0.0)
     if isinstance(factual, Poisson):
-        one = torch.ones_like(factual.mean)
-        return one, one
-    return factual.theta + outcome, factual.theta + factual.mu
-
-
-def _moves(factual: Distribution, target: Distribution) -> tuple[Tensor, Tensor]:
-    """Share of the counts that is kept, and the rate at which others are added."""
-    ratio = target.mean / factual.mean.clamp(min=torch.finfo(factual.mean.dtype).tiny)
-    return ratio.clamp(max=1.0), (target.mean - factual.mean).clamp(min=0.0)
+        one = torch.ones_like(mean)
+        return kept, added, one, one
+    return kept, added, factual.theta + outcome, factual.theta + factual.mu
