@@ -306,12 +306,13 @@ def _provenance(table: pd.DataFrame) -> str:
         found = json.loads(text)
         lines.append("- Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + ".")
     if "commit" in table:
-        ours = table["method"].astype(str).str.startswith("VCI")
-        for name, rows in (("VCI and its variants", table[ours]), ("other methods", table[~ours])):
-            commits = sorted(map(str, rows["commit"].dropna().unique()))
-            mixed = " — **rows of different code are mixed**" if len(commits) > 1 else ""
-            if commits:
-                lines.append(f"- Code of {name}: {', '.join(commits)}{mixed}.")
+        for commit, methods in table.groupby("commit")["method"].unique().items():
+            names = ", ".join(report_figures.natural_order(map(str, methods)))
+            lines.append(f"- Code {commit}: {names}.")
+        n_commits = table.groupby("method", observed=True)["commit"].nunique()
+        mixed = report_figures.natural_order(map(str, n_commits.index[n_commits > 1]))
+        if mixed:
+            lines.append(f"- **Rows of different code are mixed**: {', '.join(mixed)}.")
     return "\n".join(lines)
 
 

@@ -174,3 +174,16 @@ def test_the_page_says_what_fails_and_includes_the_note(tmp_path):
     numbers = pd.read_csv(tmp_path / "_static" / "accuracy.csv")
     assert {"mean", "sd_between_seeds", "standard_error", "n_seeds"} <= set(numbers)
     assert (tmp_path / "_static" / "accuracy_means.png").exists()
+
+
+def test_the_page_says_which_code_each_method_is_of():
+    rows = {
+        "method": ["VCI", "VCI 5 latents", "VCI", "additive", "no change"],
+        "seed": [0, 0, 1, 0, 0],
+        "commit": ["aaa", "aaa", "aaa", "bbb", None],
+    }
+    text = report._provenance(pd.DataFrame(rows))
+    assert "- Code aaa: VCI, VCI 5 latents.\n- Code bbb: additive." in text
+    assert "mixed" not in text
+    rows["commit"][2] = "bbb"
+    assert "**Rows of different code are mixed**: VCI." in report._provenance(pd.DataFrame(rows))
