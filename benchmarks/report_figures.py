@@ -41,7 +41,7 @@ _RC = {
 
 def natural_order(names: Iterable[str]) -> list[str]:
     """Sort names, numbers in them by value."""
-    return sorted(names, key=lambda name: [p.zfill(6) for p in re.split(r"(\d+)", name)])
+    return sorted(names, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(6), name))
 
 
 def draw_all(scores: pd.DataFrame, folder: Path) -> dict[str, str]:
