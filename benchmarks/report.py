@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import report_figures
+from natsort import natsorted
 from report_numbers import (
     BASELINES,
     NOT_MEASURED,
@@ -307,10 +308,10 @@ def _provenance(table: pd.DataFrame) -> str:
         lines.append("- Versions: " + ", ".join(f"{k} {v}" for k, v in found.items()) + ".")
     if "commit" in table:
         for commit, methods in table.groupby("commit")["method"].unique().items():
-            names = ", ".join(report_figures.natural_order(map(str, methods)))
+            names = ", ".join(natsorted(methods))
             lines.append(f"- Code {commit}: {names}.")
         n_commits = table.groupby("method", observed=True)["commit"].nunique()
-        mixed = report_figures.natural_order(map(str, n_commits.index[n_commits > 1]))
+        mixed = natsorted(n_commits.index[n_commits > 1])
         if mixed:
             lines.append(f"- **Rows of different code are mixed**: {', '.join(mixed)}.")
     return "\n".join(lines)
@@ -321,9 +322,7 @@ def page(
 ) -> str:
     """Build the whole page."""
     numbers, compared = summarise(scores), compare_all(scores)
-    ablations = report_figures.natural_order(
-        m for m in scores["method"].unique() if m.startswith("VCI ")
-    )
+    ablations = natsorted(m for m in scores["method"].unique() if m.startswith("VCI "))
     known = [*BASELINES, "VCI", *ablations]
     peers = sorted(m for m in scores["method"].unique() if m not in known)
     picture = {name: f"![{text}](_static/{name}.png)" for name, text in figures.items()}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.transforms import ScaledTranslation
+from natsort import natsorted
 from report_numbers import on_shared_seeds, summarise
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     import pandas as pd
@@ -39,16 +38,11 @@ _RC = {
 }
 
 
-def natural_order(names: Iterable[str]) -> list[str]:
-    """Sort names, numbers in them by value."""
-    return sorted(names, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(6), name))
-
-
 def draw_all(scores: pd.DataFrame, folder: Path) -> dict[str, str]:
     """Draw what the scores allow; names of the files and a description of each."""
     numbers = summarise(scores)
     methods = numbers["method"].unique()
-    ablations = natural_order(m for m in methods if m.startswith("VCI "))
+    ablations = natsorted(m for m in methods if m.startswith("VCI "))
     ours = (*_STYLES, *ablations, "no change", "mean of the pair", "mixed model of means")
     peers = sorted(m for m in methods if m not in ours)
     drawn = {
