@@ -10,19 +10,24 @@ from ._conformal import (
 )
 from ._estimate import estimate_effects
 from ._heterogeneity import heterogeneity_test
+from ._independence import conditional_independence_test
 from ._leakage import leakage_test
 from ._moderation import moderate
-from ._propensity import propensity_strata
+from ._overlap import overlap_table
+from ._propensity import cross_validated_propensity, propensity_strata
 
 __all__ = [
+    "conditional_independence_test",
     "conformal_rank",
     "conformal_threshold",
+    "cross_validated_propensity",
     "estimate_effects",
     "heterogeneity_test",
     "interaction_effects",
     "leakage_test",
     "least_calibration_cells",
     "moderate",
+    "overlap_table",
     "predictive_interval",
     "predictive_score",
     "propensity_strata",

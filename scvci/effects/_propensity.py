@@ -5,11 +5,61 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from ._validation import check_codes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+_N_FOLDS = 5
+
+
+def cross_validated_propensity(
+    continuous: np.ndarray,
+    treatment: np.ndarray,
+    stratum: np.ndarray,
+    shape: tuple[int, int],
+    seed: int = 0,
+) -> np.ndarray:
+    r"""Propensities :math:`P(t \mid x, c)` given stratum x and continuous covariates c.
+
+    A multinomial logistic regression in each stratum, predicted for held-out cells (5 folds).
+
+    Parameters
+    ----------
+    continuous
+        Continuous covariates, shape ``(n_cells, n_continuous)``.
+    treatment, stratum
+        Codes of each cell, shape ``(n_cells,)``.
+    shape
+        Numbers of strata and of treatments.
+    seed
+        Seed of the folds.
+
+    Returns
+    -------
+    Shape ``(n_cells, n_treatments)``; NaN for treatments with fewer cells in the stratum than
+    there are folds, and in strata with fewer than two others. Rows sum to one over the rest.
+    """
+    n_strata, n_treatments = shape
+    scores = np.full((len(treatment), n_treatments), np.nan)
+    folds = StratifiedKFold(_N_FOLDS, shuffle=True, random_state=seed)
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    for x in range(n_strata):
+        rows = np.flatnonzero(stratum == x)
+        counts = np.bincount(treatment[rows], minlength=n_treatments)
+        kept = np.flatnonzero(counts >= _N_FOLDS)
+        if len(kept) < 2:
+            continue
+        rows = rows[np.isin(treatment[rows], kept)]
+        scores[np.ix_(rows, kept)] = cross_val_predict(
+            model, continuous[rows], treatment[rows], cv=folds, method="predict_proba"
+        )
+    return scores
 
 
 def propensity_strata(
@@ -27,7 +77,7 @@ def propensity_strata(
     propensity
         Fitted probability of each cell to receive the treatment rather than the reference given
         stratum and covariates, shape ``(n_cells,)``; NaN where it cannot be estimated. See
-        :func:`scvci.metrics.cross_validated_propensity`: its column of the treatment, over the
+        :func:`cross_validated_propensity`: its column of the treatment, over the
         sum of those of the treatment and the reference.
     stratum
         Code of each cell's stratum, shape ``(n_cells,)``.

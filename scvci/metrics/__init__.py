@@ -9,7 +9,6 @@ from ._de import (
     top_k_overlap,
 )
 from ._discrimination import centroid_accuracy, perturbation_discrimination
-from ._disentanglement import conditional_independence_test
 from ._distributions import MMD_GAMMAS, energy_distance, mmd
 from ._evaluate import evaluate
 from ._hierarchy import (
@@ -20,7 +19,6 @@ from ._hierarchy import (
     pair_levels,
 )
 from ._individual import ite_corr, pehe, per_cell_mse, top_genes
-from ._overlap import cross_validated_propensity, overlap_table
 from ._population import (
     cosine_logfc,
     l2_top_expressed,
@@ -45,9 +43,7 @@ __all__ = [
     "additive",
     "baseline_tables",
     "centroid_accuracy",
-    "conditional_independence_test",
     "cosine_logfc",
-    "cross_validated_propensity",
     "de_jaccard",
     "differential_expression",
     "direction_match",
@@ -62,7 +58,6 @@ __all__ = [
     "low_rank_linear",
     "mmd",
     "no_change",
-    "overlap_table",
     "pair_levels",
     "pair_pseudobulks",
     "pearson_delta",

@@ -15,7 +15,7 @@ from scvci.data import (
     stratum_names,
 )
 from scvci.data import _constants as keys
-from scvci.metrics import conditional_independence_test, overlap_table
+from scvci.effects import conditional_independence_test, overlap_table
 
 from ._registry import RegistryMixin
 
@@ -48,7 +48,7 @@ class DiagnosticsMixin(RegistryMixin):
         A counterfactual keeps the latent state and exchanges the treatment. Treatment left in the
         latent state is therefore not exchanged. A classifier and an energy distance look for it
         among the means of q(z | y, x, t); their p-values come from shuffling treatments within
-        strata. See :func:`scvci.metrics.conditional_independence_test` for the statistics.
+        strata. See :func:`scvci.effects.conditional_independence_test` for the statistics.
 
         Parameters
         ----------
@@ -139,7 +139,7 @@ class DiagnosticsMixin(RegistryMixin):
         One row per (stratum, treatment): ``n_cells``, ``propensity``, ``weight``,
         ``effective_size``, ``flag``; with continuous covariates also ``share_low``, the share of
         the stratum's cells for which the treatment is improbable given these. See
-        :func:`scvci.metrics.overlap_table`.
+        :func:`scvci.effects.overlap_table`.
 
         Raises
         ------

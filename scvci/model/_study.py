@@ -11,8 +11,12 @@ import pandas as pd
 from scipy import sparse
 
 from scvci.data import as_labels, missing_key_message
-from scvci.effects import estimate_effects, leakage_test, propensity_strata
-from scvci.metrics import cross_validated_propensity
+from scvci.effects import (
+    cross_validated_propensity,
+    estimate_effects,
+    leakage_test,
+    propensity_strata,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

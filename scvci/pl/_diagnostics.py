@@ -43,7 +43,7 @@ def disentanglement(
     ----------
     table
         Result of :meth:`~scvci.model.VCI.test_disentanglement` or
-        :func:`~scvci.metrics.conditional_independence_test`.
+        :func:`~scvci.effects.conditional_independence_test`.
     test
         ``"auc"`` or ``"energy"``.
     level
@@ -113,7 +113,7 @@ def overlap(
     Parameters
     ----------
     table
-        Result of :meth:`~scvci.model.VCI.check_overlap` or :func:`~scvci.metrics.overlap_table`.
+        Result of :meth:`~scvci.model.VCI.check_overlap` or :func:`~scvci.effects.overlap_table`.
     show, save
         See :func:`training_curves`.
     ax

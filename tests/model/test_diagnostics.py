@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import scvci
-from scvci.metrics import conditional_independence_test
+from scvci.effects import conditional_independence_test
 from scvci.model import VCI
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scvci import pl
-from scvci.metrics import conditional_independence_test, overlap_table
+from scvci.effects import conditional_independence_test, overlap_table
 
 mpl.use("Agg")
 

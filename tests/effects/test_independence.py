@@ -8,7 +8,7 @@ import pytest
 from scipy.spatial.distance import cdist
 from scipy.stats import binom, false_discovery_control, kstest
 
-from scvci.metrics import conditional_independence_test
+from scvci.effects import conditional_independence_test
 
 TESTS = ["auc", "energy"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from scvci.metrics import cross_validated_propensity, overlap_table
+from scvci.effects import cross_validated_propensity, overlap_table
 
 NAMES = (["control", "a", "b"], ["x", "y", "w"])
 
