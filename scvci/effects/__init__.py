@@ -1,6 +1,5 @@
 """Effects of treatments and their uncertainty: arrays in, tables out."""
 
-from ._combinations import interaction_effects
 from ._conformal import (
     conformal_rank,
     conformal_threshold,
@@ -11,6 +10,7 @@ from ._conformal import (
 from ._estimate import estimate_effects
 from ._heterogeneity import heterogeneity_test
 from ._independence import conditional_independence_test
+from ._interactions import interaction_effects
 from ._leakage import leakage_test
 from ._moderation import moderate
 from ._overlap import overlap_table

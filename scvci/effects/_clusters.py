@@ -1,11 +1,12 @@
-r"""Parts of an effect and their covariances where cells come in clusters.
+r"""Means of the arms of a contrast, and how they vary where cells come in clusters.
 
 Cells of a donor, well or guide are not independent; clusters are. A mean over an arm is a weighted
 mean of its clusters' means, and the influence of cluster c on it
 :math:`f a_c (\bar Y_c - \bar Y)`, with weights :math:`a_c` and :math:`f^2 = C / (C - 1)` for the
-C clusters of the arm. Influences on both arms are added up within clusters before they are
-squared. Where every cluster has both arms this is the paired t-test of cluster means, and where
-none has, Welch's t-test of them.
+C clusters of the arm. Influences on all arms are added up within clusters before they are
+squared: what a donor has in common in all arms cancels. Where every cluster has both arms of a
+difference this is the paired t-test of cluster means, and where none has, Welch's t-test of them.
+Arms borrow no variance.
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ import numpy as np
 from scipy import sparse
 from scipy.sparse import csgraph
 
-from ._design import REFERENCE, Clusters, Contrast, indicator
-from ._intervals import Components
+from ._design import ClusterSets, indicator
+from ._intervals import Means
 
 if TYPE_CHECKING:
-    from ._components import Products
-    from ._moments import Outcomes, Predictions
+    from collections.abc import Sequence
+
+    from ._moments import BothPredictions, OutcomeSums, PredictionSums
+    from ._validation import Estimand
+
+    #: A mean, ``(n_genes,)``, and the influence of each cluster on it, ``(n_clusters, n_genes)``.
+    MeanAndInfluence = tuple[np.ndarray, np.ndarray]
 
 #: With fewer clusters of an arm each counts as one observation, whatever its number of cells.
 FEW_CLUSTERS = 10
@@ -45,7 +51,7 @@ class ArmMap:
     add_up
         From pairs' deviations from their unit to influences of clusters, sparse
         ``(n_clusters, n_pairs)``.
-    weights
+    unit_weights
         Weights of the units, shape ``(n_units,)``.
     """
 
@@ -54,99 +60,95 @@ class ArmMap:
     average: sparse.csr_matrix
     unit: np.ndarray
     add_up: sparse.csr_matrix
-    weights: np.ndarray
+    unit_weights: np.ndarray
 
-    def apply(self, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def apply(self, means: np.ndarray) -> MeanAndInfluence:
         """Average means of sets over clusters and units.
 
         Parameters
         ----------
         means
             Means of all sets, shape ``(n_sets, n_genes)``.
-
-        Returns
-        -------
-        The mean, shape ``(n_genes,)``, and the influence of each cluster on it, shape
-        ``(n_clusters, n_genes)``.
         """
         of_pairs = self.gather @ means[self.sets]
         of_units = self.average @ of_pairs
-        return self.weights @ of_units, self.add_up @ (of_pairs - of_units[self.unit])
+        return self.unit_weights @ of_units, self.add_up @ (of_pairs - of_units[self.unit])
 
 
 @dataclass(frozen=True)
 class ClusterWeights:
-    """Maps from means of sets to a contrast's means, and clusters that vary alike.
+    """Maps from means of sets to the means of arms, and clusters that vary alike.
 
     Attributes
     ----------
-    treated, reference, everyone
-        Maps to the means over both arms and over all cells; the last only if asked for.
+    arms
+        Maps to the means over the contrast's arms.
+    everyone
+        Map to the mean over all cells, if it is needed.
     blocks
         Which clusters form a block of variance, sparse ``(n_blocks, n_clusters)``.
     df
         Degrees of freedom of each block, shape ``(n_blocks,)``.
     """
 
-    treated: ArmMap
-    reference: ArmMap
+    arms: list[ArmMap]
     everyone: ArmMap | None
     blocks: sparse.csr_matrix
     df: np.ndarray
 
 
 def weigh_clusters(
-    contrast: Contrast,
-    clusters: Clusters,
-    reference: int | None = REFERENCE,
+    clusters: ClusterSets,
+    arms: np.ndarray,
+    units: np.ndarray,
+    unit_weights: np.ndarray,
     with_everyone: bool = False,
 ) -> ClusterWeights:
-    """Weights of clusters in a contrast, and blocks of clusters that vary alike.
+    """Weights of clusters in the means of arms, and blocks of clusters that vary alike.
 
     Parameters
     ----------
-    contrast
-        Arms, units and weights.
     clusters
         Cells of each cluster in each unit and arm.
-    reference
-        The arm to compare with; ``None`` for all others.
+    arms
+        The arms of a contrast. If one of them has few clusters, these count the same in all.
+    units, unit_weights
+        Units and their weights.
     with_everyone
         Whether means over all cells are needed.
     """
     position = np.full(int(clusters.unit.max()) + 1, -1)
-    position[contrast.units] = np.arange(len(contrast.units))
+    position[units] = np.arange(len(units))
     used = np.flatnonzero(position[clusters.unit] >= 0)
-    unit, arm, size = position[clusters.unit[used]], clusters.arm[used], clusters.size[used]
+    unit, size = position[clusters.unit[used]], clusters.size[used]
     names, cluster = np.unique(clusters.cluster[used], return_inverse=True)
-    treated = arm == contrast.arm
-    masks = [treated, ~treated if reference is None else arm == reference]
-    present = [np.unique(cluster[mask]) for mask in masks]
+    inside = [clusters.arm[used] == arm for arm in arms]
+    present = [np.unique(cluster[mask]) for mask in inside]
     equal = min(len(p) for p in present) < FEW_CLUSTERS
-    masks += [np.ones_like(treated)] if with_everyone else []
-    maps = [
-        _arm_map(contrast, used[m], cluster[m], unit[m], size[m], equal, len(names)) for m in masks
-    ]
+
+    def arm_map(mask: np.ndarray | slice) -> ArmMap:
+        some = used[mask], cluster[mask], unit[mask], size[mask]
+        return _arm_map(*some, unit_weights, equal, len(names))
+
     label, df = _blocks(cluster, unit, present)
     return ClusterWeights(
-        treated=maps[0],
-        reference=maps[1],
-        everyone=maps[2] if with_everyone else None,
+        arms=[arm_map(mask) for mask in inside],
+        everyone=arm_map(slice(None)) if with_everyone else None,
         blocks=indicator(label, len(df)),
         df=df,
     )
 
 
 def _arm_map(
-    contrast: Contrast,
     sets: np.ndarray,
     cluster: np.ndarray,
     unit: np.ndarray,
     size: np.ndarray,
+    unit_weights: np.ndarray,
     equal: bool,
     n_clusters: int,
 ) -> ArmMap:
-    n_units = len(contrast.units)
+    n_units = len(unit_weights)
     # Sets of several arms make up a cluster's mean over a unit in proportion to their cells.
     pairs, member = np.unique(cluster * n_units + unit, return_inverse=True)
     cells = np.bincount(member, weights=size)
@@ -154,7 +156,7 @@ def _arm_map(
     share = np.ones(len(pairs)) if equal else cells
     share = share / np.bincount(of_unit, weights=share, minlength=n_units)[of_unit]
     count = np.bincount(of_unit, minlength=n_units)[of_unit]
-    scale = contrast.weights[of_unit] * np.sqrt(count / np.maximum(count - 1, 1)) * share
+    scale = unit_weights[of_unit] * np.sqrt(count / np.maximum(count - 1, 1)) * share
     inside, columns = size / cells[member], np.arange(len(sets))
     return ArmMap(
         sets=sets,
@@ -162,86 +164,92 @@ def _arm_map(
         average=sparse.csr_matrix((share, (of_unit, order)), shape=(n_units, len(pairs))),
         unit=of_unit,
         add_up=sparse.csr_matrix((scale, (of_cluster, order)), shape=(n_clusters, len(pairs))),
-        weights=contrast.weights,
+        unit_weights=unit_weights,
     )
 
 
 def _blocks(
-    cluster: np.ndarray, unit: np.ndarray, present: list[np.ndarray]
+    cluster: np.ndarray, unit: np.ndarray, present: Sequence[np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Block of each cluster and the degrees of freedom of each block.
 
-    Clusters with both arms, with one of them and with none vary differently. The mean of an arm
-    costs a degree of freedom, shared by its C clusters: one cluster has 1 − 1 / C of them. Units
-    that share no cluster have means of their own.
+    Clusters vary differently if they have different arms. The mean of an arm costs a degree of
+    freedom, shared by its C clusters: one cluster has 1 − 1 / C of them, where C is that of the
+    scarcest of its arms. Units that share no cluster have means of their own.
     """
     n_clusters = int(cluster.max()) + 1
     size = n_clusters + int(unit.max()) + 1
     graph = sparse.csr_matrix(
         (np.ones(len(cluster)), (cluster, n_clusters + unit)), shape=(size, size)
     )
-    _, component = csgraph.connected_components(graph, directed=False)
-    kind = np.zeros(n_clusters, dtype=int)
-    kind[present[0]] += 1
-    kind[present[1]] += 2
-    component = component[:n_clusters]
-    per_arm = [np.bincount(component[p], minlength=size)[component] for p in present]
-    # Of clusters without either arm, the number in the component counts.
-    own = np.bincount(component, minlength=size)[component]
-    smaller = np.choose(kind, [own, per_arm[0], per_arm[1], np.minimum(*per_arm)])
-    _, block = np.unique(component * 4 + kind, return_inverse=True)
-    df = np.bincount(block, weights=1 - 1 / np.maximum(smaller, 1))
-    return block, np.maximum(df, 1.0)
+    _, part = csgraph.connected_components(graph, directed=False)
+    part = part[:n_clusters]
+    has_arm = np.stack([np.isin(np.arange(n_clusters), p) for p in present])
+    in_part = np.stack([np.bincount(part, weights=has, minlength=size)[part] for has in has_arm])
+    # Of clusters with none of the arms, all of the part count.
+    own = np.bincount(part, minlength=size)[part]
+    scarcest = np.where(has_arm, in_part, own).min(axis=0)
+    _, block = np.unique(np.vstack([part, has_arm]), axis=1, return_inverse=True)
+    df = np.bincount(block.ravel(), weights=1 - 1 / scarcest)
+    return block.ravel(), np.maximum(df, 1.0)
 
 
-def cluster_components(
-    weights: ClusterWeights, outcomes: Outcomes, products: Products | None, estimand: str
-) -> Components:
-    """Parts of a contrast whose clusters are independent.
+def means_by_clusters(
+    weights: ClusterWeights,
+    outcomes: OutcomeSums,
+    predictions: BothPredictions | None,
+    estimand: Estimand,
+) -> Means:
+    """Means and corrections of a contrast whose clusters are independent.
 
     Parameters
     ----------
     weights
         Weights of the clusters.
-    outcomes, products
+    outcomes, predictions
         Sums of a chunk of genes; without predictions there are no corrections.
     estimand
         ``"ate"`` or ``"att"``.
     """
-    parts = [weights.treated.apply(outcomes.by_set), weights.reference.apply(outcomes.by_set)]
-    if products is not None:
-        under_t, under_0 = products.treated.by_set, products.reference.by_set
-        if estimand == "ate" and weights.everyone is not None:
-            parts.append(arm_difference(weights.everyone, weights.treated, under_t))
-            parts.append(arm_difference(weights.everyone, weights.reference, under_0))
+    found = [arm.apply(outcomes.by_set) for arm in weights.arms]
+    if predictions is not None:
+        treated, reference = weights.arms
+        under_t, under_0 = predictions.treated.by_set, predictions.reference.by_set
+        if estimand == "ate":
+            found.append(_difference(weights.everyone, treated, under_t))
+            found.append(_difference(weights.everyone, reference, under_0))
         else:
-            parts.append((np.zeros_like(parts[0][0]), np.zeros_like(parts[0][1])))
-            parts.append(arm_difference(weights.treated, weights.reference, under_0))
-    n_parts, n_genes = len(parts), len(parts[0][0])
-    covariance = np.empty((len(weights.df), n_parts, n_parts, n_genes))
-    for i, (_, one) in enumerate(parts):
-        for j, (_, other) in enumerate(parts[: i + 1]):
-            covariance[:, i, j] = covariance[:, j, i] = weights.blocks @ (one * other)
-    return Components(np.stack([value for value, _ in parts]), covariance, weights.df)
+            found.append(_difference(treated, treated, under_t))
+            found.append(_difference(treated, reference, under_0))
+    return _joint(found, weights)
 
 
-def cluster_correction(weights: ClusterWeights, predictions: Predictions) -> Components:
-    """Correction of the treated mean alone, where clusters are independent.
+def correction_by_clusters(weights: ClusterWeights, predictions: PredictionSums) -> Means:
+    """Correction of the first arm's mean alone, where clusters are independent.
 
     Parameters
     ----------
     weights
         Weights of the clusters, with those of all cells.
     predictions
-        Predictions under the target.
+        Predictions under the first arm's treatment.
     """
-    if weights.everyone is None:
-        raise ValueError("Weights of all cells are needed; weigh_clusters with_everyone=True.")
-    value, influence = arm_difference(weights.everyone, weights.treated, predictions.by_set)
-    return Components(value[None], (weights.blocks @ influence**2)[:, None, None], weights.df)
+    return _joint([_difference(weights.everyone, weights.arms[0], predictions.by_set)], weights)
 
 
-def arm_difference(one: ArmMap, other: ArmMap, means: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _difference(one: ArmMap | None, other: ArmMap, means: np.ndarray) -> MeanAndInfluence:
     """Difference of two means and the clusters' influences on it."""
+    if one is None:
+        raise ValueError("Means over all cells are needed; pass with_everyone=True.")
     (value, influence), (less, its_influence) = one.apply(means), other.apply(means)
     return value - less, influence - its_influence
+
+
+def _joint(found: Sequence[MeanAndInfluence], weights: ClusterWeights) -> Means:
+    """Several means and their covariance, from influences of the same clusters."""
+    n, n_genes = len(found), len(found[0][0])
+    covariance = np.empty((len(weights.df), n, n, n_genes))
+    for i, (_, one) in enumerate(found):
+        for j, (_, other) in enumerate(found[: i + 1]):
+            covariance[:, i, j] = covariance[:, j, i] = weights.blocks @ (one * other)
+    return Means(np.stack([value for value, _ in found]), covariance, weights.df)

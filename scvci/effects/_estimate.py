@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ._clusters import ClusterWeights, cluster_components, weigh_clusters
-from ._components import Products, cell_components
-from ._design import Contrast, Design, Rules, make_contrasts, make_design
-from ._effect import Effects, Options, leakage_p_values, measured_effect, predicted_effect
+from ._comparisons import REFERENCE, Comparison, Rules, make_comparisons
+from ._design import Design, make_design
+from ._effect import Options, leakage_p_values, measured_effect, predicted_effect
+from ._intervals import Estimate
 from ._moments import (
-    Outcomes,
-    Predictions,
+    BothPredictions,
+    OutcomeSums,
+    PredictionSums,
     choose_chunk,
     sum_outcomes,
     sum_predictions,
@@ -32,10 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pandas as pd
-
-    from ._intervals import Components
-
-    Predict = Callable[[int, slice], np.ndarray]
 
 
 def estimate_effects(
@@ -194,14 +192,24 @@ def estimate_effects(
     codes = [reference_code, *target_codes]
     design = make_design(treatment, stratum, groups, clusters, codes)
     rules = Rules(estimand, estimator, predictions is not None, min_cells, min_propensity)
-    contrasts = make_contrasts(design, len(target_codes), len(names), strata, rules)
+    comparisons = make_comparisons(design, len(target_codes), len(names), strata, rules)
     options = Options(estimand, scale, prediction_weight, level, min_expressing)
-    engine = _Engine(design, contrasts, genes, codes, predictions, options)
+    chunks = _Chunks(outcomes, design, comparisons, genes, codes, predictions, options)
     size = chunk_size or choose_chunk(design, len(genes))
-    chunks = [slice(a, min(a + size, len(genes))) for a in range(0, len(genes), size)]
-    effects = [engine.chunk(outcomes, chunk) for chunk in chunks]
-    labels = [reference, *(treatments[c] for c in target_codes)]
-    return effects_table(effects, contrasts, labels, names, genes, leakage_level, level, moderated)
+    found = [chunks.estimate(a, min(a + size, len(genes))) for a in range(0, len(genes), size)]
+    robust = [chunk.robust for chunk in found if chunk.robust is not None]
+    return effects_table(
+        Estimate.combine([chunk.observed for chunk in found], np.hstack),
+        Estimate.combine(robust, np.hstack) if robust else None,
+        np.concatenate([chunk.leakage_p for chunk in found], axis=2),
+        comparisons,
+        [reference, *(treatments[c] for c in target_codes)],
+        names,
+        genes,
+        leakage_level=leakage_level,
+        level=level,
+        moderated=moderated,
+    )
 
 
 def _group_names(groups: np.ndarray | None, names: Sequence[str] | None) -> list[str]:
@@ -212,100 +220,95 @@ def _group_names(groups: np.ndarray | None, names: Sequence[str] | None) -> list
     return list(names)
 
 
-class _Engine:
-    """Works through chunks of genes, so that nothing dense is larger than a chunk."""
+@dataclass(frozen=True)
+class _Found:
+    """Estimates of one comparison, or of all, without and with corrections by predictions.
 
-    def __init__(
-        self,
-        design: Design,
-        contrasts: list[Contrast],
-        genes: Sequence[str],
-        codes: list[int],
-        predictions: Predict | None,
-        options: Options,
-    ) -> None:
-        self.design = design
-        self.contrasts = contrasts
-        self.genes = list(genes)
-        self.codes = codes
-        self.predict = predictions
-        self.options = options
-        self.of_arm: dict[int, list[int]] = {arm: [] for arm in range(len(codes))}
-        for i, contrast in enumerate(contrasts):
-            if contrast.estimator != "skipped":
-                self.of_arm[contrast.arm].append(i)
-        self.weights: dict[int, ClusterWeights] = {}
-        if design.clusters is not None:
-            self.weights = {
-                i: weigh_clusters(
-                    contrast, design.clusters, with_everyone=contrast.estimator == "robust"
-                )
-                for i, contrast in enumerate(contrasts)
-                if contrast.estimator in ("observed", "robust")
-            }
+    ``leakage_p`` are p-values of the corrections of both means, shape ``(2, ..., n_genes)``; NaN
+    where there are none.
+    """
 
-    def chunk(self, outcomes: Any, genes: slice) -> Effects:
-        """Effects of all contrasts on a chunk of genes."""
-        scale, names, block = self.options.scale, self.genes[genes], outcomes[:, genes]
-        check_values(block, names, signed=scale == "counts")
-        sums = sum_outcomes(block, self.design, log=scale == "log1p")
-        robust = any(c.estimator == "robust" for c in self.contrasts)
-        effects = Effects.empty(len(self.contrasts), len(names), robust)
-        predicting = {"robust", "plugin", "extrapolation"}
-        wanted = {c.arm for c in self.contrasts if c.estimator in predicting}
-        under_reference = self._predictions(0, genes) if wanted else None
-        # Contrasts are ordered by arm: one set of predictions is held at a time.
-        for arm in range(1, len(self.codes)):
-            products = None
-            if arm in wanted and under_reference is not None:
-                products = self._products(arm, genes, under_reference, sums)
-            for i in self.of_arm[arm]:
-                self._contrast(i, sums, products, effects)
-        return effects
+    observed: Estimate
+    robust: Estimate | None
+    leakage_p: np.ndarray
 
-    def _predictions(
-        self, arm: int, genes: slice, other: Predictions | None = None
-    ) -> Predictions:
-        if self.predict is None:
-            raise ValueError("Predictions are needed and not given.")
-        return sum_predictions(self.predict, self.codes[arm], genes, self.design, other)
-
-    def _products(
-        self, arm: int, genes: slice, under_reference: Predictions, sums: Outcomes
-    ) -> Products:
-        treated = self._predictions(arm, genes, under_reference)
-        return Products(
-            treated=treated,
-            reference=under_reference,
-            outcome_treated=sum_products(sums.block, treated.block, self.design, (0, arm)),
-            outcome_reference=sum_products(
-                sums.block, under_reference.block, self.design, (0, arm)
-            ),
+    @classmethod
+    def stack(cls, rows: Sequence[_Found]) -> _Found:
+        """Put comparisons together; those without corrections stay as they are."""
+        robust = None
+        if any(row.robust is not None for row in rows):
+            robust = Estimate.combine([row.robust or row.observed for row in rows], np.stack)
+        return cls(
+            observed=Estimate.combine([row.observed for row in rows], np.stack),
+            robust=robust,
+            leakage_p=np.stack([row.leakage_p for row in rows], axis=1),
         )
 
-    def _contrast(
-        self, i: int, sums: Outcomes, products: Products | None, effects: Effects
-    ) -> None:
-        contrast, options = self.contrasts[i], self.options
-        if contrast.estimator not in ("observed", "robust"):
-            if products is not None:
-                predicted_effect(contrast, self.design, products, options, effects, i)
-            return
-        expressing = _expressing(contrast, sums)
-        observed = self._components(i, sums, None)
-        measured_effect(observed, expressing, options, effects, i)
-        if effects.robust is not None and products is not None:
-            components = self._components(i, sums, products)
-            effects.leakage_p[:, i] = leakage_p_values(components)
-            measured_effect(components, expressing, options, effects.robust, i)
 
-    def _components(self, i: int, sums: Outcomes, products: Products | None) -> Components:
-        contrast, estimand = self.contrasts[i], self.options.estimand
-        if i in self.weights:
-            return cluster_components(self.weights[i], sums, products, estimand)
-        return cell_components(contrast, self.design, sums, products, estimand)
+@dataclass(frozen=True)
+class _Chunks:
+    """Works through chunks of genes, so that nothing dense is larger than a chunk."""
 
+    outcomes: Any
+    design: Design
+    comparisons: list[Comparison]
+    genes: Sequence[str]
+    codes: list[int]
+    predict: Callable[[int, slice], np.ndarray] | None
+    options: Options
 
-def _expressing(contrast: Contrast, sums: Outcomes) -> np.ndarray:
-    """Count the expressing cells of both arms, ``(n_genes,)``."""
-    return sums.expressing[contrast.units][:, [contrast.arm, 0]].sum(axis=(0, 1))
+    def estimate(self, start: int, stop: int) -> _Found:
+        """Effects of all comparisons on a chunk of genes."""
+        chunk, scale = slice(start, stop), self.options.scale
+        block = self.outcomes[:, chunk]
+        check_values(block, self.genes[chunk], signed=scale == "counts")
+        sums = sum_outcomes(block, self.design, log=scale == "log1p")
+        predicting = {"robust", "plugin", "extrapolation"}
+        wanted = {c.arm for c in self.comparisons if c.estimator in predicting}
+        under_reference = self._predictions(REFERENCE, chunk) if wanted else None
+        found, arm, both = [], REFERENCE, None
+        # Comparisons are ordered by arm: one set of predictions is held at a time.
+        for comparison in self.comparisons:
+            if comparison.arm != arm:
+                arm, both = comparison.arm, None
+                if arm in wanted and under_reference is not None:
+                    both = self._both(arm, chunk, under_reference, sums)
+            found.append(self._compare(comparison, sums, both))
+        return _Found.stack(found)
+
+    def _predictions(
+        self, arm: int, chunk: slice, other: PredictionSums | None = None
+    ) -> PredictionSums:
+        if self.predict is None:
+            raise ValueError("Predictions are needed; pass predictions=.")
+        return sum_predictions(self.predict, self.codes[arm], chunk, self.design, other)
+
+    def _both(
+        self, arm: int, chunk: slice, under_reference: PredictionSums, sums: OutcomeSums
+    ) -> BothPredictions:
+        treated, arms = self._predictions(arm, chunk, under_reference), (REFERENCE, arm)
+        of_treated, of_reference = (
+            sum_products(sums.block, p.block, self.design, arms)
+            for p in (treated, under_reference)
+        )
+        return BothPredictions(treated, under_reference, of_treated, of_reference)
+
+    def _compare(
+        self, comparison: Comparison, sums: OutcomeSums, both: BothPredictions | None
+    ) -> _Found:
+        n_genes = sums.total.shape[-1]
+        contrast, options = comparison.contrast, self.options
+        robust, leakage_p = None, np.full((2, n_genes), np.nan)
+        if contrast is not None:
+            expressing = contrast.count_expressing(sums)
+            means = contrast.means(self.design, sums)
+            observed = measured_effect(contrast, means, expressing, options)
+            if comparison.estimator == "robust" and both is not None:
+                means = contrast.means(self.design, sums, both, options.estimand)
+                leakage_p = leakage_p_values(means)
+                robust = measured_effect(contrast, means, expressing, options)
+        elif comparison.estimator != "skipped" and both is not None:
+            observed = predicted_effect(comparison, self.design, both, options)
+        else:
+            observed = Estimate.missing(n_genes)
+        return _Found(observed, robust, leakage_p)

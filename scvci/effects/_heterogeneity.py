@@ -36,9 +36,9 @@ import numpy as np
 import pandas as pd
 from scipy import sparse, stats
 
-from ._interaction import N_COLUMNS, PROBLEMS, Cells, Fits, Pool, fit_interactions
 from ._intervals import adjust
 from ._moments import dense
+from ._regressions import N_COLUMNS, PROBLEMS, Cells, Fits, Pool, fit_interactions
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

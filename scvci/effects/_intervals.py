@@ -1,27 +1,39 @@
-"""From estimates and their variance components to intervals, p-values and q-values."""
+"""From means and their covariance to errors, intervals, p-values and q-values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import special, stats
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+#: Why a gene has no interval, by code.
+PROBLEMS = (
+    "",
+    "constant in every arm: no interval",
+    "too few expressing cells for an interval",
+    "not expressed in an arm: no ratio",
+)
+CONSTANT, SPARSE, NO_RATIO = 1, 2, 3
+#: Differences of means that are rounding errors, relative to the means.
+_ROUNDING = 1e-12
+
 
 @dataclass(frozen=True)
-class Components:
-    """Parts of an estimate, and how they vary together.
-
-    The first two are the mean of the treated and of the reference cells; two more, where there
-    are predictions, are the corrections that these add to each mean.
+class Means:
+    """Means of arms and corrections of these, and how they vary together.
 
     Attributes
     ----------
     value
-        Shape ``(n_parts, n_genes)``.
+        Shape ``(n_means, n_genes)``.
     covariance
         Contribution of each block of independent cells or clusters to the covariance, shape
-        ``(n_blocks, n_parts, n_parts, n_genes)``.
+        ``(n_blocks, n_means, n_means, n_genes)``.
     df
         Degrees of freedom of each block, shape ``(n_blocks,)``.
     """
@@ -30,27 +42,139 @@ class Components:
     covariance: np.ndarray
     df: np.ndarray
 
-    def variance(self, gradient: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        r"""Variance of a combination of parts and its degrees of freedom.
+    def variance(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        r"""Variance of a weighted sum of the means, and its degrees of freedom.
 
         These are those of Welch and Satterthwaite, :math:`(\sum_b v_b)^2 / \sum_b v_b^2 / d_b`.
 
         Parameters
         ----------
-        gradient
-            Coefficient of each part, shape ``(n_parts, n_genes)`` or ``(n_parts, 1)``.
+        weights
+            Weight of each mean, shape ``(n_means, n_genes)`` or ``(n_means, 1)``.
 
         Returns
         -------
         Two arrays, shape ``(n_genes,)``. The degrees of freedom are NaN where the variance is 0.
         """
-        a = np.broadcast_to(gradient, self.value.shape)
-        part = np.einsum("ig,jg,bijg->bg", a, a, self.covariance, optimize=True)
-        part = np.maximum(part, 0)
-        total = part.sum(axis=0)
+        a = np.broadcast_to(weights, self.value.shape)
+        by_block = np.einsum("ig,jg,bijg->bg", a, a, self.covariance, optimize=True)
+        by_block = np.maximum(by_block, 0)
+        total = by_block.sum(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
-            df = total**2 / (part**2 / self.df[:, None]).sum(axis=0)
+            df = total**2 / (by_block**2 / self.df[:, None]).sum(axis=0)
         return total, df
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An estimate of each gene, all of shape ``(n_genes,)`` or ``(n_rows, n_genes)``.
+
+    Attributes
+    ----------
+    estimate
+        Usually ``compared`` less ``baseline``.
+    compared, baseline
+        The numbers it is made of: two means, or the effect of a combination and the sum of its
+        components' effects.
+    std_error, ci_low, ci_high, p_value, df
+        Error, interval of Student's t, p-value of no effect and degrees of freedom.
+    problem
+        Index of :data:`PROBLEMS`.
+    """
+
+    estimate: np.ndarray
+    compared: np.ndarray
+    baseline: np.ndarray
+    std_error: np.ndarray
+    ci_low: np.ndarray
+    ci_high: np.ndarray
+    p_value: np.ndarray
+    df: np.ndarray
+    problem: np.ndarray
+
+    @classmethod
+    def missing(cls, *shape: int, **known: np.ndarray) -> Estimate:
+        """NaN, but for what is known.
+
+        Parameters
+        ----------
+        shape
+            Shape of the arrays.
+        known
+            Arrays by name.
+        """
+        nothing = {f.name: np.full(shape, np.nan) for f in fields(cls)}
+        return cls(**{**nothing, "problem": np.zeros(shape, dtype=np.int8), **known})
+
+    @classmethod
+    def combine(
+        cls, estimates: Sequence[Estimate], how: Callable[[list[np.ndarray]], np.ndarray]
+    ) -> Estimate:
+        """Make one of several.
+
+        Parameters
+        ----------
+        estimates
+            The estimates.
+        how
+            Makes one array of theirs, such as :func:`numpy.stack` to put rows together.
+        """
+        names = [f.name for f in fields(cls)]
+        return cls(**{name: how([getattr(e, name) for e in estimates]) for name in names})
+
+
+def infer(
+    means: Means,
+    weights: np.ndarray,
+    *,
+    estimate: np.ndarray,
+    compared: np.ndarray,
+    baseline: np.ndarray,
+    expressing: np.ndarray,
+    level: float,
+    min_expressing: int,
+    lost_df: np.ndarray | float = 0.0,
+) -> Estimate:
+    """Add error, interval and p-value to an estimate, or the problem that stands in their way.
+
+    Parameters
+    ----------
+    means
+        Means and their covariance.
+    weights
+        Derivative of the estimate by each mean, shape ``(n_means, n_genes)`` or ``(n_means, 1)``.
+    estimate, compared, baseline
+        See :class:`Estimate`; not finite where there is no ratio.
+    expressing
+        Expressing cells of all arms, shape ``(n_genes,)``.
+    level
+        Coverage of the interval, in (0, 1).
+    min_expressing
+        Fewest expressing cells for an interval.
+    lost_df
+        Degrees of freedom that the choice of weights costs, shape ``(n_genes,)``.
+    """
+    variance, df = means.variance(weights)
+    left = np.where(lost_df > 0, np.maximum(df - lost_df, 1), df)
+    variance = variance * np.where(lost_df > 0, df / left, 1)
+    problem = np.zeros(len(estimate), dtype=np.int8)
+    problem[expressing < min_expressing] = SPARSE
+    rounding = _ROUNDING**2 * ((weights * means.value) ** 2).sum(axis=0)
+    problem[variance <= np.nan_to_num(rounding)] = CONSTANT
+    problem[~np.isfinite(estimate)] = NO_RATIO
+    std_error = np.where(problem == 0, np.sqrt(variance), np.nan)
+    low, high, p_value = student_interval(estimate, std_error, left, level)
+    return Estimate(
+        estimate=estimate,
+        compared=compared,
+        baseline=baseline,
+        std_error=std_error,
+        ci_low=low,
+        ci_high=high,
+        p_value=p_value,
+        df=left,
+        problem=problem,
+    )
 
 
 def student_interval(
@@ -111,3 +235,14 @@ def adjust(p_value: np.ndarray) -> np.ndarray:
     if finite.any():
         q_value[finite] = stats.false_discovery_control(p_value[finite], method="bh")
     return q_value
+
+
+def adjust_rows(p_value: np.ndarray) -> np.ndarray:
+    """Q-values where each row is a family of its own.
+
+    Parameters
+    ----------
+    p_value
+        Shape ``(n_rows, n_genes)``.
+    """
+    return np.array([adjust(row) for row in p_value]).reshape(p_value.shape)

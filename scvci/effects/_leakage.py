@@ -5,16 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
-from ._clusters import cluster_correction, weigh_clusters
-from ._design import Contrast, Design, make_design
-from ._intervals import Components, adjust, zero_p_value
-from ._moments import Predictions, choose_chunk, sum_predictions
+from ._contrasts import Contrast
+from ._design import Design, make_design
+from ._intervals import adjust, zero_p_value
+from ._moments import PredictionSums, choose_chunk, sum_predictions
+from ._table import make_table
 from ._validation import check_codes, check_numbers, find_codes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import pandas as pd
+
+#: Columns of the table, in order.
+_COLUMNS = (
+    "treatment",
+    "stratum",
+    "gene",
+    "statistic",
+    "std_error",
+    "p_value",
+    "q_value",
+    "n_cells",
+)
 
 
 def leakage_test(
@@ -79,91 +93,54 @@ def leakage_test(
         clusters=(clusters, None),
     )
     codes = find_codes(treatments if targets is None else targets, treatments)
-    design = make_design(treatment, stratum, None, clusters, codes)
-    size = chunk_size or choose_chunk(design, len(genes))
-    shape = (2, len(codes), len(design.stratum), len(genes))
-    values, p_value = np.full(shape, np.nan), np.full(shape[1:], np.nan)
-    for start in range(0, len(genes), size):
-        chunk = slice(start, min(start + size, len(genes)))
-        for arm, code in enumerate(codes):
-            sums = sum_predictions(predictions, code, chunk, design)
-            for unit in range(len(design.stratum)):
-                part = correction(design, unit, arm, sums, min_cells)
-                if part is not None:
-                    mean = sums.total[unit].sum(axis=0) / design.counts[unit].sum()
-                    tested = _test(part, np.abs(mean))
-                    values[:, arm, unit, chunk], p_value[arm, unit, chunk] = tested
-    return pd.DataFrame(
-        {
-            "treatment": np.repeat(np.array([treatments[c] for c in codes]), shape[2] * shape[3]),
-            "stratum": np.tile(
-                np.repeat(np.array([strata[x] for x in design.stratum]), shape[3]), shape[1]
-            ),
-            "gene": np.tile(np.array(genes), shape[1] * shape[2]),
-            "statistic": values[0].ravel(),
-            "std_error": values[1].ravel(),
-            "p_value": p_value.ravel(),
-            "q_value": adjust(p_value).ravel(),
-            "n_cells": np.repeat(design.counts[:, : len(codes)].T.ravel(), shape[3]),
-        }
-    )
+    rows: dict[str, list] = {"treatment": [], "stratum": [], "n_cells": []}
+    found = []
+    for code in codes:
+        # Arm 0 received the treatment, arm 1 are all other cells.
+        design = make_design(treatment, stratum, None, clusters, [code])
+        rows["treatment"] += [treatments[code]] * len(design.stratum)
+        rows["stratum"] += [strata[x] for x in design.stratum]
+        rows["n_cells"] += design.counts[:, 0].tolist()
+        contrasts = [_contrast(design, unit, min_cells) for unit in range(len(design.stratum))]
+        size = chunk_size or choose_chunk(design, len(genes))
+        starts = range(0, len(genes), size)
+        chunks = [slice(start, min(start + size, len(genes))) for start in starts]
+        sums = (sum_predictions(predictions, code, chunk, design) for chunk in chunks)
+        found.append(np.concatenate([_test(contrasts, design, s) for s in sums], axis=2))
+    statistic, std_error, p_value = np.concatenate(found, axis=1)
+    values = {
+        "statistic": statistic,
+        "std_error": std_error,
+        "p_value": p_value,
+        "q_value": adjust(p_value),
+    }
+    return make_table(rows, values, genes, _COLUMNS)
 
 
-def correction(
-    design: Design, unit: int, arm: int, sums: Predictions, min_cells: int
-) -> Components | None:
-    """Statistic of one unit and arm, and its variance; ``None`` where there are too few cells.
-
-    Parameters
-    ----------
-    design
-        Cells by unit and arm.
-    unit, arm
-        Where.
-    sums
-        Predictions under the arm's treatment.
-    min_cells
-        Fewest cells with and without the treatment.
-    """
-    everyone = design.counts[unit].sum()
-    n = np.array([design.counts[unit, arm], everyone - design.counts[unit, arm]])
-    if n.min() < min_cells:
+def _contrast(design: Design, unit: int, min_cells: int) -> Contrast | None:
+    """Compare the arms in a unit; ``None`` where there are too few cells or clusters."""
+    n_clusters = design.n_clusters
+    if design.counts[unit].min() < min_cells:
         return None
-    if design.clusters is not None:
-        return _clustered_correction(design, unit, arm, sums)
-    total = np.stack([sums.total[unit, arm], sums.total[unit].sum(axis=0)])
-    square = np.stack([sums.square[unit, arm], sums.square[unit].sum(axis=0)])
-    total[1] -= total[0]
-    square[1] -= square[0]
-    mean = total / n[:, None]
-    scatter = square - n[:, None] * mean**2
-    scatter[scatter < 1e-12 * square] = 0
-    # All cells are a mixture of both arms: the statistic is a share of the arms' difference.
-    share = n[::-1] / everyone
-    value = n[1] / everyone * (mean[1] - mean[0])
-    weight = np.array([n[1] / everyone / n[0], 1 / everyone])
-    within = (weight**2 * n / (n - 1))[:, None] * scatter
-    between = (n / everyone**2)[:, None] * (share[:, None] * (mean[1] - mean[0])) ** 2
-    return Components(value[None], (within + between)[:, None, None], n - 1.0)
-
-
-def _clustered_correction(
-    design: Design, unit: int, arm: int, sums: Predictions
-) -> Components | None:
-    if design.clusters is None or design.n_clusters is None:
+    if n_clusters is not None and n_clusters[unit].min() < 2:
         return None
-    clusters = design.clusters
-    others = clusters.cluster[(clusters.unit == unit) & (clusters.arm != arm)]
-    if min(design.n_clusters[unit, arm], len(np.unique(others))) < 2:
-        return None
-    contrast = Contrast(arm, group=0, units=np.array([unit]), weights=np.ones(1))
-    weights = weigh_clusters(contrast, clusters, reference=None, with_everyone=True)
-    return cluster_correction(weights, sums)
+    return Contrast.difference(design, 0, 1, np.array([unit]), np.ones(1), with_everyone=True)
 
 
-def _test(part: Components, scale: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Statistic and standard error, ``(2, n_genes)``, and the p-values."""
-    variance, df = part.variance(np.ones((1, 1)))
-    p_value = zero_p_value(part.value[0], variance, df, scale)
-    std_error = np.where(np.isfinite(p_value), np.sqrt(variance), np.nan)
-    return np.stack([part.value[0], std_error]), p_value
+def _test(
+    contrasts: list[Contrast | None], design: Design, predictions: PredictionSums
+) -> np.ndarray:
+    """Statistic, standard error and p-value, ``(3, n_units, n_genes)``; NaN without a contrast."""
+    n_genes = predictions.total.shape[2]
+    rows = []
+    for unit, contrast in enumerate(contrasts):
+        if contrast is None:
+            rows.append(np.full((3, n_genes), np.nan))
+            continue
+        found = contrast.correction(design, predictions)
+        variance, df = found.variance(np.ones((1, 1)))
+        mean = predictions.total[unit].sum(axis=0) / design.counts[unit].sum()
+        p_value = zero_p_value(found.value[0], variance, df, np.abs(mean))
+        std_error = np.where(np.isfinite(p_value), np.sqrt(variance), np.nan)
+        rows.append(np.stack([found.value[0], std_error, p_value]))
+    return np.stack(rows, axis=1)

@@ -1,4 +1,4 @@
-"""Sums over the cells of each unit and arm: all that effects and their errors are made of."""
+"""Sums over the cells of each unit and arm, which effects and their errors are made of."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BLOCK = 2**24
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class OutcomeSums:
     """Sums of outcomes of a chunk of genes.
 
     Attributes
@@ -40,8 +40,8 @@ class Outcomes:
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """Sums of predictions under one treatment of a chunk of genes; see :class:`Outcomes`.
+class PredictionSums:
+    """Sums of predictions under one treatment of a chunk of genes; see :class:`OutcomeSums`.
 
     Attributes
     ----------
@@ -63,8 +63,27 @@ class Predictions:
     block: np.ndarray
 
 
+@dataclass(frozen=True)
+class BothPredictions:
+    """Predictions under both treatments of a difference, and products with outcomes.
+
+    Attributes
+    ----------
+    treated, reference
+        Predictions under the treatment, with products of the two, and under the reference.
+    outcome_treated, outcome_reference
+        Sums of products of outcomes and these predictions in the two arms, shape
+        ``(n_units, n_arms, n_genes)``.
+    """
+
+    treated: PredictionSums
+    reference: PredictionSums
+    outcome_treated: np.ndarray
+    outcome_reference: np.ndarray
+
+
 def choose_chunk(design: Design, n_genes: int) -> int:
-    """Genes per chunk, so that no dense array holds more than 2²⁴ numbers.
+    """Choose the genes per chunk so that no dense array holds more than 2²⁴ numbers.
 
     Parameters
     ----------
@@ -78,7 +97,7 @@ def choose_chunk(design: Design, n_genes: int) -> int:
     return max(1, min(n_genes, _BLOCK // rows))
 
 
-def sum_outcomes(block: Any, design: Design, log: bool) -> Outcomes:
+def sum_outcomes(block: Any, design: Design, log: bool) -> OutcomeSums:
     """Sum the outcomes of a chunk of genes.
 
     Parameters
@@ -104,7 +123,7 @@ def sum_outcomes(block: Any, design: Design, log: bool) -> Outcomes:
     total, squares, expressing = (
         dense(design.cells @ part).reshape(shape) for part in (block, square, positive)
     )
-    return Outcomes(total, squares, expressing, by_set=_set_means(design, block), block=block)
+    return OutcomeSums(total, squares, expressing, by_set=_set_means(design, block), block=block)
 
 
 def sum_predictions(
@@ -112,16 +131,16 @@ def sum_predictions(
     code: int,
     genes: slice,
     design: Design,
-    other: Predictions | None = None,
-) -> Predictions:
+    other: PredictionSums | None = None,
+) -> PredictionSums:
     """Sum the predictions under one treatment of a chunk of genes.
 
     Parameters
     ----------
     predict
-        Gives predictions of a treatment's code and a slice of genes.
+        Returns the predictions for a treatment's code and a slice of genes.
     code
-        The treatment.
+        Code of the treatment.
     genes
         The chunk.
     design
@@ -155,7 +174,7 @@ def sum_predictions(
             f"predictions({code}, {genes}) has values that are NaN or infinite; every cell needs "
             "a prediction, also those with other treatments."
         )
-    return Predictions(
+    return PredictionSums(
         total=sums[0].reshape(shape),
         square=sums[1].reshape(shape),
         product=sums[-1].reshape(shape),

@@ -1,4 +1,4 @@
-"""The table of effects: one row per treatment, group and gene."""
+"""Tables of rows times genes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from ._effect import PROBLEMS
-from ._intervals import adjust, student_interval
+from ._intervals import PROBLEMS, Estimate, adjust, adjust_rows, student_interval
 from ._moderation import moderate
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ._design import Contrast
-    from ._effect import Effects
+    from ._comparisons import Comparison
 
-#: Columns of the table, in order.
+#: Columns of the table of effects, in order.
 COLUMNS = (
     "treatment",
     "reference",
@@ -41,24 +39,56 @@ COLUMNS = (
 _REFUSED = "robust refused: predictions depend on the treatment received (leakage)"
 
 
+def make_table(
+    rows: Mapping[str, Sequence],
+    values: Mapping[str, np.ndarray],
+    genes: Sequence[str],
+    columns: Sequence[str],
+) -> pd.DataFrame:
+    """Write out a table with one row per label and gene.
+
+    Parameters
+    ----------
+    rows
+        Columns that are the same for all genes, each of length ``n_rows``.
+    values
+        Columns that differ between genes, each of shape ``(n_rows, n_genes)``.
+    genes
+        Names of the genes.
+    columns
+        Names of all columns, in order; one is ``gene``.
+    """
+    [n_rows] = {len(values) for values in rows.values()}
+    flat = {name: np.repeat(np.array(of_row), len(genes)) for name, of_row in rows.items()}
+    flat |= {name: of_genes.ravel() for name, of_genes in values.items()}
+    flat["gene"] = np.tile(np.array(genes), n_rows)
+    return pd.DataFrame(flat, columns=list(columns))
+
+
 def effects_table(
-    chunks: list[Effects],
-    contrasts: list[Contrast],
+    observed: Estimate,
+    robust: Estimate | None,
+    leakage_p: np.ndarray,
+    comparisons: Sequence[Comparison],
     labels: Sequence[str],
     groups: Sequence[str],
     genes: Sequence[str],
+    *,
     leakage_level: float,
     level: float,
     moderated: bool,
 ) -> pd.DataFrame:
-    """Put chunks of genes together, decide on leakage, adjust p-values and add names.
+    """Decide between estimators, adjust p-values and add names.
 
     Parameters
     ----------
-    chunks
-        Effects of chunks of genes.
-    contrasts
-        What the rows of the chunks are.
+    observed, robust
+        Estimates of all comparisons and genes, shape ``(n_comparisons, n_genes)``, without and,
+        where it was asked for, with corrections by predictions.
+    leakage_p
+        P-values of the corrections of both means, shape ``(2, n_comparisons, n_genes)``.
+    comparisons
+        What the rows are.
     labels, groups, genes
         Names of the arms (the reference first), groups and genes.
     leakage_level
@@ -68,67 +98,58 @@ def effects_table(
     moderated
         Whether variances borrow from other genes.
     """
-    columns, problem = _join(chunks)
-    leaks = np.zeros(problem.shape, dtype=bool)
-    wanted = np.array([c.estimator == "robust" for c in contrasts])
-    by_robust = [c.robust for c in chunks if c.robust is not None]
-    if by_robust:
-        p_value = np.concatenate([c.leakage_p for c in chunks], axis=2)
-        with np.errstate(invalid="ignore"):
-            leaks = (adjust(p_value) <= leakage_level).any(axis=0)
-        other_columns, other_problem = _join(by_robust)
-        robust = wanted[:, None] & ~leaks
-        columns = {n: np.where(robust, other_columns[n], v) for n, v in columns.items()}
-        problem = np.where(robust, other_problem, problem)
+    used = np.array([c.estimator for c in comparisons])[:, None]
+    with np.errstate(invalid="ignore"):
+        leaks = (adjust(leakage_p) <= leakage_level).any(axis=0)
+    found = observed
+    if robust is not None:
+        chosen = (used == "robust") & ~leaks
+        found = Estimate.combine([robust, observed], lambda two: np.where(chosen, *two))
+    errors = {name: getattr(found, name) for name in ("std_error", "ci_low", "ci_high", "p_value")}
     if moderated:
-        _moderate(columns, level)
-    columns["q_value"] = np.stack([adjust(p) for p in columns["p_value"]])
-    of_contrast = {
-        "treatment": [labels[c.arm] for c in contrasts],
-        "reference": [labels[0]] * len(contrasts),
-        "stratum": [groups[c.group] for c in contrasts],
-        "n_treated": [c.n_treated for c in contrasts],
-        "n_reference": [c.n_reference for c in contrasts],
-        "propensity": [c.propensity for c in contrasts],
+        errors = _moderated(found, level)
+    rows: dict[str, Sequence] = {
+        "treatment": [labels[c.arm] for c in comparisons],
+        "reference": [labels[0]] * len(comparisons),
+        "stratum": [groups[c.group] for c in comparisons],
+        "n_treated": [c.n_treated for c in comparisons],
+        "n_reference": [c.n_reference for c in comparisons],
+        "propensity": [c.propensity for c in comparisons],
     }
-    flat = {name: values.ravel() for name, values in columns.items()}
-    flat |= {name: np.repeat(np.array(v), len(genes)) for name, v in of_contrast.items()}
-    flat["gene"] = np.tile(np.array(genes), len(contrasts))
-    used = np.array([c.estimator for c in contrasts])[:, None]
-    flat["estimator"] = np.where(leaks, "observed", used).ravel()
-    flat["leakage"] = leaks.ravel()
-    flat["note"] = _notes(contrasts, problem, leaks).ravel()
-    return pd.DataFrame(flat, columns=list(COLUMNS))
+    values = {
+        "estimate": found.estimate,
+        **errors,
+        "q_value": adjust_rows(errors["p_value"]),
+        "mean_factual": found.compared,
+        "mean_counterfactual": found.baseline,
+        "estimator": np.where(leaks, "observed", used),
+        "leakage": leaks,
+        "note": _notes([c.note for c in comparisons], found.problem, leaks),
+    }
+    return make_table(rows, values, genes, COLUMNS)
 
 
-def _moderate(columns: dict[str, np.ndarray], level: float) -> None:
-    """Replace errors, intervals and p-values of each contrast by moderated ones."""
-    for row in range(len(columns["estimate"])):
-        variance, df = moderate(columns["std_error"][row] ** 2, columns["df"][row])
-        std_error = columns["std_error"][row] = np.sqrt(variance)
-        ends = student_interval(columns["estimate"][row], std_error, df, level)
-        for name, values in zip(("ci_low", "ci_high", "p_value"), ends, strict=True):
-            columns[name][row] = values
+def _moderated(found: Estimate, level: float) -> dict[str, np.ndarray]:
+    """Errors, intervals and p-values of each row that borrow from other genes."""
+    rows = []
+    for estimate, error, own_df in zip(found.estimate, found.std_error, found.df, strict=True):
+        variance, df = moderate(error**2, own_df)
+        std_error = np.sqrt(variance)
+        rows.append((std_error, *student_interval(estimate, std_error, df, level)))
+    columns = np.array(rows).swapaxes(0, 1)
+    return dict(zip(("std_error", "ci_low", "ci_high", "p_value"), columns, strict=True))
 
 
-def _join(chunks: list[Effects]) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns and problems of all genes."""
-    names = chunks[0].columns
-    columns = {n: np.concatenate([c.columns[n] for c in chunks], axis=1) for n in names}
-    return columns, np.concatenate([c.problem for c in chunks], axis=1)
-
-
-def _notes(contrasts: list[Contrast], problem: np.ndarray, leaks: np.ndarray) -> np.ndarray:
-    """Sentences about each row, ``(n_contrasts, n_genes)``."""
+def _notes(notes: Sequence[str], problem: np.ndarray, leaks: np.ndarray) -> np.ndarray:
+    """Sentences about each row, ``(n_rows, n_genes)``."""
     lookup = np.array(
         [
             [
-                ["; ".join(part for part in (refused, what, c.note) if part) for what in PROBLEMS]
+                ["; ".join(part for part in (refused, what, note) if part) for what in PROBLEMS]
                 for refused in ("", _REFUSED)
             ]
-            for c in contrasts
+            for note in notes
         ],
         dtype=object,
     )
-    rows = np.arange(len(contrasts))[:, None]
-    return lookup[rows, leaks.astype(int), problem]
+    return lookup[np.arange(len(notes))[:, None], leaks.astype(int), problem]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from scipy import sparse
@@ -12,9 +12,9 @@ from scvci._names import unknown_name_message
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-_ESTIMANDS = ("ate", "att")
-_ESTIMATORS = (None, "observed", "robust", "plugin")
-_SCALES = ("log1p", "counts", "lfc")
+Estimand = Literal["ate", "att"]
+Estimator = Literal["observed", "robust", "plugin"]
+Scale = Literal["log1p", "counts", "lfc"]
 
 
 def check_options(
@@ -32,11 +32,13 @@ def check_options(
     predictions
         Predictions, if any.
     """
-    given = {"estimand": estimand, "estimator": estimator, "scale": scale}
-    known = {"estimand": _ESTIMANDS, "estimator": _ESTIMATORS, "scale": _SCALES}
-    for name, value in given.items():
-        if value not in known[name]:
-            raise ValueError(f"{name}={value!r} is not one of {known[name]}.")
+    for name, value, known in (
+        ("estimand", estimand, get_args(Estimand)),
+        ("estimator", estimator, (None, *get_args(Estimator))),
+        ("scale", scale, get_args(Scale)),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} must be one of {known}.")
     if estimator in ("robust", "plugin") and predictions is None:
         raise ValueError(f"estimator={estimator!r} needs predictions; pass predictions=.")
 
@@ -109,7 +111,7 @@ def check_shape(outcomes: Any, genes: Sequence[str]) -> None:
         )
 
 
-def check_values(block: Any, genes: Sequence[str], signed: bool) -> None:
+def check_values(block: Any, genes: Sequence[str], signed: bool, logged: bool = False) -> None:
     """Raise if outcomes are not finite, or negative where that makes no sense.
 
     Parameters

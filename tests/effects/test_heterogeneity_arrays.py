@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse, stats
 
 from scvci.effects._heterogeneity import heterogeneity_test
-from scvci.effects._interaction import Cells, fit_interactions
+from scvci.effects._regressions import Cells, fit_interactions
 
 
 def _softmax(eta):

@@ -7,8 +7,7 @@ import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from scvci.effects import estimate_effects
-from scvci.effects._combinations import interaction_effects
+from scvci.effects import estimate_effects, interaction_effects
 
 NAMES = ["control", "A", "B", "C", "A+B", "A+B+C"]
 PAIR, TRIPLE = (4, [1, 2], 0), (5, [1, 2, 3], 0)

@@ -1,0 +1,175 @@
+"""Contrasts: weights over the means of arms, and where these means come from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ._cells import correction_by_cells, means_by_cells
+from ._clusters import ClusterWeights, correction_by_clusters, means_by_clusters, weigh_clusters
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ._design import Design
+    from ._intervals import Means
+    from ._moments import BothPredictions, OutcomeSums, PredictionSums
+    from ._validation import Estimand, Scale
+
+#: Weights of the means of a treatment and the reference.
+DIFFERENCE = np.array([1.0, -1.0])
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of the means of arms, each averaged over the same units.
+
+    Attributes
+    ----------
+    arms, weights
+        Arms of the design and what the mean of each counts, shape ``(n_arms,)``.
+    units, unit_weights
+        Units that are averaged over and their weights, which sum to one, shape ``(n_units,)``.
+    clusters
+        Weights of the clusters where these, not cells, are independent; otherwise ``None``.
+    """
+
+    arms: np.ndarray
+    weights: np.ndarray
+    units: np.ndarray
+    unit_weights: np.ndarray
+    clusters: ClusterWeights | None = None
+
+    @classmethod
+    def difference(
+        cls,
+        design: Design,
+        arm: int,
+        reference: int,
+        units: np.ndarray,
+        unit_weights: np.ndarray,
+        with_everyone: bool = False,
+    ) -> Contrast:
+        """Subtract the reference from an arm, :math:`m_t - m_0`.
+
+        Parameters
+        ----------
+        design
+            Cells by unit and arm.
+        arm, reference
+            The arms.
+        units, unit_weights
+            Units and their weights: shares of all cells for the average effect (ATE), of the
+            treated ones for the effect on these (ATT).
+        with_everyone
+            Whether means over all cells of the units are needed, for corrections.
+        """
+        arms, clusters = np.array([arm, reference]), None
+        if design.clusters is not None:
+            clusters = weigh_clusters(design.clusters, arms, units, unit_weights, with_everyone)
+        return cls(arms, DIFFERENCE, units, unit_weights, clusters)
+
+    @classmethod
+    def interaction(
+        cls, design: Design, arm: int, components: Sequence[int], control: int, unit: int
+    ) -> Contrast:
+        r"""Compare a combination with its components, :math:`m_c - \sum_i m_i + (k - 1) m_0`.
+
+        Parameters
+        ----------
+        design
+            Cells by unit and arm.
+        arm, components, control
+            Arms: the combination, its k components alone, and the control.
+        unit
+            The unit that arms are compared in.
+        """
+        k = len(components)
+        arms = np.array([arm, *components, control])
+        weights = np.array([1.0, *[-1.0] * k, k - 1.0])
+        units, unit_weights = np.array([unit]), np.ones(1)
+        clusters = None
+        if design.clusters is not None:
+            clusters = weigh_clusters(design.clusters, arms, units, unit_weights)
+        return cls(arms, weights, units, unit_weights, clusters)
+
+    def means(
+        self,
+        design: Design,
+        outcomes: OutcomeSums,
+        predictions: BothPredictions | None = None,
+        estimand: Estimand = "ate",
+    ) -> Means:
+        """Means of the arms, in order, then the corrections by predictions, if there are any.
+
+        Parameters
+        ----------
+        design
+            Cells by unit and arm.
+        outcomes
+            Sums of a chunk of genes.
+        predictions
+            Predictions under the treatment and the reference of a difference, which add a
+            correction to each of the two means.
+        estimand
+            ``"att"`` corrects the reference's mean only, to the treated cells.
+        """
+        if self.clusters is not None:
+            return means_by_clusters(self.clusters, outcomes, predictions, estimand)
+        return means_by_cells(self, design, outcomes, predictions, estimand)
+
+    def correction(self, design: Design, predictions: PredictionSums) -> Means:
+        """Mean over all cells less that over the first arm's, of predictions under its treatment.
+
+        Parameters
+        ----------
+        design
+            Cells by unit and arm.
+        predictions
+            Sums of a chunk of genes.
+        """
+        if self.clusters is not None:
+            return correction_by_clusters(self.clusters, predictions)
+        return correction_by_cells(self, design, predictions)
+
+    def count_expressing(self, outcomes: OutcomeSums) -> np.ndarray:
+        """Count the expressing cells of all arms, shape ``(n_genes,)``.
+
+        Parameters
+        ----------
+        outcomes
+            Sums of a chunk of genes.
+        """
+        return outcomes.expressing[self.units][:, self.arms].sum(axis=(0, 1))
+
+
+def weighted_sum(weights: np.ndarray, means: np.ndarray, scale: Scale = "counts") -> np.ndarray:
+    """Contrast of means, or for ``"lfc"`` of their log2, shape ``(n_genes,)``.
+
+    Parameters
+    ----------
+    weights
+        Weight of each mean, shape ``(n_arms,)``.
+    means
+        Shape ``(n_arms, n_genes)``; the result is NaN where a logarithm does not exist.
+    scale
+        Scale of effects.
+    """
+    if scale == "lfc":
+        means = np.log2(np.where(means > 0, means, np.nan))
+    return weights @ means
+
+
+def derivative(weights: np.ndarray, means: np.ndarray, scale: Scale = "counts") -> np.ndarray:
+    """Differentiate :func:`weighted_sum` by each mean, shape ``(n_arms, n_genes)``.
+
+    Parameters
+    ----------
+    weights, means, scale
+        See :func:`weighted_sum`.
+    """
+    if scale == "lfc":
+        return weights[:, None] / (np.log(2) * np.where(means > 0, means, np.nan))
+    return np.broadcast_to(weights[:, None], means.shape)
