@@ -38,7 +38,7 @@ from scipy import sparse, stats
 
 from ._intervals import adjust
 from ._moments import dense
-from ._regressions import N_COLUMNS, PROBLEMS, Cells, Fits, Pool, fit_interactions
+from ._regressions import N_COLUMNS, PROBLEMS, Fits, Pool, Sample, fit_genes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,6 +76,7 @@ def heterogeneity_test(
     baseline: np.ndarray,
     prediction: np.ndarray,
     genes: Sequence[str],
+    *,
     size: np.ndarray | None = None,
     stratum: np.ndarray | None = None,
     cluster: np.ndarray | None = None,
@@ -153,35 +154,33 @@ def heterogeneity_test(
     and right only for predictions from a state that was measured before treatment.
     """
     _validate(outcome, treated, baseline, prediction, genes, stratum, cluster)
-    total = np.asarray(outcome.sum(axis=1), dtype=float).ravel() if size is None else size
+    total = np.asarray(outcome.sum(axis=1) if size is None else size, dtype=float).ravel()
     arm = np.asarray(treated, dtype=bool)
     code = _codes(np.zeros(len(arm)) if stratum is None else stratum)
-    rows = np.flatnonzero((np.asarray(total) > 0) & _has_both_arms(code, arm))
-    arm = arm[rows]
-    n_treated = int(arm.sum())
-    names = [*_SUMMARIES, *genes]
-    table = pd.DataFrame(np.nan, index=range(len(names)), columns=list(_COLUMNS))
-    table["gene"] = names
-    table["n_treated"], table["n_reference"] = n_treated, len(rows) - n_treated
-    table["leakage"], table["note"] = False, ""
-    if min(n_treated, len(rows) - n_treated) < max(min_cells, 2 * N_COLUMNS):
-        table["note"] = f"fewer than min_cells={min_cells} cells in an arm"
-        return table
+    rows = np.flatnonzero((total > 0) & _has_both_arms(code, arm))
+    arm, total, code = arm[rows], total[rows], _codes(code[rows])
     clusters = None if cluster is None else _codes(np.asarray(cluster)[rows])
+    n_treated, n_reference = int(arm.sum()), int((~arm).sum())
+    table = dict.fromkeys(_COLUMNS, np.nan) | {
+        "gene": [*_SUMMARIES, *genes],
+        "n_treated": n_treated,
+        "n_reference": n_reference,
+        "leakage": False,
+    }
+    if min(n_treated, n_reference) < max(min_cells, 2 * N_COLUMNS):
+        return pd.DataFrame({**table, "note": f"fewer than min_cells={min_cells} cells in an arm"})
     if clusters is not None and clusters.max() == 0:
-        table["note"] = "all cells are of one cluster"
-        return table
-    outcome, total = outcome[rows], np.asarray(total, dtype=float)[rows]
-    predicted = _Predictions(baseline, prediction, rows, composition)
-    shift = np.zeros(len(rows))
+        return pd.DataFrame({**table, "note": "all cells are of one cluster"})
+    folds = _LogFolds(baseline, prediction, rows, composition)
+    outcome, offset = outcome[rows], np.log(total)
     if composition:
-        shift = _composition(outcome, arm, total, baseline[rows])
-    cells = Cells(arm, np.log(total) - arm * shift, _codes(code[rows]), clusters)
+        offset = offset - arm * _composition(outcome, arm, total, baseline[rows])
+    sample = Sample(arm, offset, code, clusters)
     if composition:
-        confirmed = _confirmed_remainder(cells, outcome, predicted, min_counts)
-        cells = replace(cells, offset=cells.offset - arm * confirmed * predicted.remainder)
-    _fill(table, cells, outcome, predicted, min_counts, (margin, level))
-    return _flag(table, leakage_level)
+        confirmed = _confirmed_remainder(sample, outcome, folds, min_counts)
+        sample = replace(sample, offset=offset - arm * confirmed * folds.remainder)
+    found = _estimate(sample, outcome, folds, min_counts, margin, level)
+    return pd.DataFrame(table | found | _adjusted(found, leakage_level))
 
 
 def _codes(labels: np.ndarray) -> np.ndarray:
@@ -210,26 +209,24 @@ def _composition(
     return shift
 
 
-def _confirmed_remainder(
-    cells: Cells, outcome: Any, predicted: _Predictions, min_counts: int
-) -> float:
+def _confirmed_remainder(sample: Sample, outcome: Any, folds: _LogFolds, min_counts: int) -> float:
     """Share of the remainder of the composition that comes true: the median gene's.
 
     It is zero if there is no heterogeneity, whatever the predictions.
     """
     shares = []
-    for some in predicted.blocks():
+    for some in folds.blocks():
         counts = dense(outcome[:, some]).astype(float)
-        base, _ = predicted.log_fold(some)
-        common = np.broadcast_to(-predicted.remainder[:, None], base.shape)
-        shares.append(fit_interactions(cells, counts, base, common, min_counts).estimate)
+        base, _ = folds.log_fold(some)
+        common = np.broadcast_to(-folds.remainder[:, None], base.shape)
+        shares.append(fit_genes(sample, counts, base, common, min_counts).estimate)
     found = np.concatenate(shares)
     found = found[np.isfinite(found)]
     return float(np.clip(np.median(found), 0, 1)) if len(found) else 0.0
 
 
-class _Predictions:
-    """Predicted baselines and log-fold changes, these freed of the composition's.
+class _LogFolds:
+    """Predicted log-baselines and log-fold changes, the latter freed of the composition's.
 
     Attributes
     ----------
@@ -285,68 +282,70 @@ class _Predictions:
         return base, ratio + self.composition[:, None]
 
 
-def _fill(
-    table: pd.DataFrame,
-    cells: Cells,
+def _estimate(
+    sample: Sample,
     outcome: Any,
-    predicted: _Predictions,
+    folds: _LogFolds,
     min_counts: int,
-    bounds: tuple[float, float],
-) -> None:
-    """Write estimates and shifts of all rows but the flags that need all genes."""
-    pools = [Pool(len(predicted.rows)) for _ in _SUMMARIES]
-    for some in predicted.blocks():
+    margin: float,
+    level: float,
+) -> dict[str, np.ndarray]:
+    """Columns that need nothing of the other genes, summaries first."""
+    pools = [Pool(len(folds.rows)) for _ in _SUMMARIES]
+    of_genes = []
+    for some in folds.blocks():
         counts = dense(outcome[:, some]).astype(float)
-        base, score = predicted.log_fold(some)
-        signature = np.outer(predicted.strength, predicted.mean_effect[some])
-        fits = fit_interactions(cells, counts, base, score, min_counts)
+        base, score = folds.log_fold(some)
+        signature = np.outer(folds.strength, folds.mean_effect[some])
+        fits = fit_genes(sample, counts, base, score, min_counts)
         pools[0].add(fits)
-        pools[1].add(fit_interactions(cells, counts, base, signature, min_counts))
-        at = table.index[len(_SUMMARIES) :][some]
-        _write(table, at, cells, fits, bounds)
-        shift, p_value = cells.shift(score)
-        table.loc[at, "shift"], table.loc[at, "shift_p_value"] = shift, p_value
-    for i, pool in enumerate(pools):
-        _write(table, table.index[[i]], cells, pool.fits(), bounds)
-    shift, p_value = cells.shift(predicted.strength[:, None])
-    table.loc[1, ["shift", "shift_p_value"]] = shift[0], p_value[0]
+        pools[1].add(fit_genes(sample, counts, base, signature, min_counts))
+        of_genes.append(_columns(sample, fits, sample.shift(score), margin, level))
+    # The genes' shifts are summed up later, by their p-values.
+    shifts = [(np.array([np.nan]),) * 2, sample.shift(folds.strength[:, None])]
+    blocks = [
+        _columns(sample, pool.fits(), shift, margin, level)
+        for pool, shift in zip(pools, shifts, strict=True)
+    ] + of_genes
+    return {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def _write(
-    table: pd.DataFrame, rows: pd.Index, cells: Cells, fits: Fits, bounds: tuple[float, float]
-) -> None:
-    margin, level = bounds
-    error, low, high, _ = cells.interval(fits.estimate, fits.influence, level)
+def _columns(
+    sample: Sample,
+    fits: Fits,
+    shift: tuple[np.ndarray, np.ndarray],
+    margin: float,
+    level: float,
+) -> dict[str, np.ndarray]:
+    error, low, high, _ = sample.interval(fits.estimate, fits.influence, level)
     with np.errstate(divide="ignore", invalid="ignore"):
         distance = (fits.estimate - margin / fits.spread) / error
-    p_value = stats.t.sf(distance, cells.degrees_of_freedom)
-    values = {
+    return {
         "estimate": fits.estimate,
         "std_error": error,
         "ci_low": low,
         "ci_high": high,
-        "p_value": p_value,
+        "p_value": stats.t.sf(distance, sample.degrees_of_freedom),
         "predicted_sd": fits.spread,
+        "confirmed_sd": fits.estimate * fits.spread,
+        "shift": shift[0],
+        "shift_p_value": shift[1],
+        "note": np.array(PROBLEMS, dtype=object)[fits.problem],
     }
-    for name, column in values.items():
-        table.loc[rows, name] = column
-    table.loc[rows, "note"] = np.array(PROBLEMS, dtype=object)[fits.problem]
 
 
-def _flag(table: pd.DataFrame, leakage_level: float) -> pd.DataFrame:
+def _adjusted(found: dict[str, np.ndarray], leakage_level: float) -> dict[str, np.ndarray]:
     """Adjust p-values over genes, and say where predictions know the treatment."""
-    genes = slice(len(_SUMMARIES), None)
-    table["confirmed_sd"] = table["estimate"] * table["predicted_sd"]
-    q_value = table["p_value"].to_numpy(dtype=float, copy=True)
-    q_value[genes] = adjust(q_value[genes])
-    table["q_value"] = q_value
-    shift_q = table["shift_p_value"].to_numpy(dtype=float, copy=True)
-    shift_q[genes] = adjust(shift_q[genes])
+    n = len(_SUMMARIES)
+    p_value, shift_p = found["p_value"], found["shift_p_value"].copy()
+    shift_q = np.concatenate([shift_p[:n], adjust(shift_p[n:])])
     # Some gene's prediction is shifted: the smallest q-value is Simes' p-value of the joint test.
-    shift_q[0] = np.nanmin(shift_q[genes], initial=1.0)
-    table.loc[0, "shift_p_value"] = shift_q[0]
-    table["leakage"] = shift_q <= leakage_level
-    return table
+    shift_p[0] = shift_q[0] = np.nanmin(shift_q[n:], initial=1.0)
+    return {
+        "q_value": np.concatenate([p_value[:n], adjust(p_value[n:])]),
+        "shift_p_value": shift_p,
+        "leakage": shift_q <= leakage_level,
+    }
 
 
 def _validate(

@@ -1,4 +1,4 @@
-"""Regressions of counts on treatment × predicted effect, for many genes at once."""
+"""Poisson regressions of counts on treatment × predicted effect, for many genes at once."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ _N_STEPS = 50
 _MAX_STEP = 2.0
 _TOLERANCE = 1e-6
 _MAX_LOG = 30.0
-#: Predicted log-fold changes with a smaller standard deviation are the same for all cells.
+#: Predicted log-fold changes with a smaller standard deviation are the same for all sample.
 _MIN_SPREAD = 1e-3
-#: Least share of its information that the interaction must not have in common with other columns.
+#: Least share of the coefficient's information that other columns must leave to it.
 _MIN_OWN_SHARE = 1e-3
 _MAX_LEVERAGE = 0.9
 _TINY = 1e-12
@@ -41,8 +41,8 @@ _FEW, _SAME, _ALIASED, _DIVERGED, _NONE = range(1, 6)
 
 
 @dataclass(frozen=True)
-class Cells:
-    """What the regressions of all genes share; arrays of shape ``(n_cells,)``.
+class Sample:
+    """Cells that the regressions of all genes are fitted to; arrays of shape ``(n_cells,)``.
 
     Attributes
     ----------
@@ -123,7 +123,7 @@ class Cells:
 
 @dataclass(frozen=True)
 class Fits:
-    """Interactions of some genes.
+    """Coefficients of treatment × predicted effect in some genes.
 
     Attributes
     ----------
@@ -132,8 +132,8 @@ class Fits:
     influence
         Of each cell on each estimate, shape ``(n_cells, n_genes)``; 0 where there is a problem.
     information
-        On the interaction, the other coefficients being unknown and counts as overdispersed as
-        they are; 0 where there is a problem.
+        On the coefficient, given that the others are unknown and counts as overdispersed as they
+        are; 0 where there is a problem.
     spread
         Standard deviation of the prediction.
     problem
@@ -161,7 +161,7 @@ class Pool:
         self._n_genes = 0
 
     def add(self, fits: Fits) -> None:
-        """Take in some genes."""
+        """Add some genes."""
         fitted = fits.problem == 0
         self._information += fits.information.sum()
         self._weighted += (fits.information * np.where(fitted, fits.estimate, 0)).sum()
@@ -182,14 +182,14 @@ class Pool:
         )
 
 
-def fit_interactions(
-    cells: Cells, counts: np.ndarray, base: np.ndarray, score: np.ndarray, min_counts: int
+def fit_genes(
+    sample: Sample, counts: np.ndarray, base: np.ndarray, score: np.ndarray, min_counts: int
 ) -> Fits:
-    """Fit the interaction of treatment and predicted effect in each gene.
+    """Fit the coefficient of treatment × predicted effect in each gene.
 
     Parameters
     ----------
-    cells
+    sample
         Arms, exposures, strata and clusters.
     counts, base, score
         Counts, predicted log-expression under the reference and predicted log-fold change, shape
@@ -198,18 +198,18 @@ def fit_interactions(
         Fewest counts of a gene in either arm.
     """
     n_cells, n_genes = counts.shape
-    base, score = cells.centred(base), cells.centred(score)
+    base, score = sample.centred(base), sample.centred(score)
     spread = score.std(axis=0)
     problem = np.zeros(n_genes, dtype=int)
     problem[spread < _MIN_SPREAD] = _SAME
-    arms = [counts[arm].sum(axis=0) for arm in (cells.treated, ~cells.treated)]
+    arms = [counts[arm].sum(axis=0) for arm in (sample.treated, ~sample.treated)]
     problem[np.minimum(*arms) < max(min_counts, 1)] = _FEW
     estimate, information = np.full(n_genes, np.nan), np.zeros(n_genes)
     influence = np.zeros((n_cells, n_genes))
     rows = np.flatnonzero(problem == 0)
     if not len(rows):
         return Fits(estimate, influence, information, spread, problem)
-    regression = _Regression.of(cells, counts[:, rows], base[:, rows], score[:, rows])
+    regression = _Regression.of(sample, counts[:, rows], base[:, rows], score[:, rows])
     coefficients, converged = regression.solve()
     mean, design, hessian, inverse = regression.at(coefficients)
     own_variance = inverse[:, -1, -1]
@@ -221,9 +221,9 @@ def fit_interactions(
     estimate[rows] = coefficients[fitted, -1] / scale
     residual = (regression.counts - mean)[fitted]
     pearson = residual**2 / np.maximum(mean[fitted], _TINY)
-    dispersion = pearson.sum(axis=1) / (n_cells - N_COLUMNS - cells.members.shape[0])
+    dispersion = pearson.sum(axis=1) / (n_cells - N_COLUMNS - sample.members.shape[0])
     information[rows] = scale**2 / (own_variance[fitted] * np.maximum(dispersion, _TINY))
-    pulls = _influence(design[fitted], inverse[fitted], mean[fitted], residual, cells)
+    pulls = _influence(design[fitted], inverse[fitted], mean[fitted], residual, sample)
     influence[:, rows] = (pulls / scale[:, None]).T
     return Fits(estimate, influence, information, spread, problem)
 
@@ -237,7 +237,7 @@ class _Regression:
 
     Attributes
     ----------
-    cells
+    sample
         Exposures and arms.
     counts
         Shape ``(n_genes, n_cells)``.
@@ -245,29 +245,29 @@ class _Regression:
         Shape ``(n_genes, n_cells, N_COLUMNS)``.
     """
 
-    cells: Cells
+    sample: Sample
     counts: np.ndarray
     design: np.ndarray
 
     @classmethod
     def of(
-        cls, cells: Cells, counts: np.ndarray, base: np.ndarray, score: np.ndarray
+        cls, sample: Sample, counts: np.ndarray, base: np.ndarray, score: np.ndarray
     ) -> _Regression:
         """Put standardised columns together."""
         base, score = (v / np.maximum(v.std(axis=0), _TINY) for v in (base, score))
-        columns = [base, score, cells.treated[:, None] * score]
-        return cls(cells, counts.T, np.stack(columns, axis=-1).transpose(1, 0, 2))
+        columns = [base, score, sample.treated[:, None] * score]
+        return cls(sample, counts.T, np.stack(columns, axis=-1).transpose(1, 0, 2))
 
     def at(
         self, coefficients: np.ndarray, genes: np.ndarray | slice = slice(None)
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Means, columns freed of the arms' constants, information and its inverse.
 
-        Baseline and prediction can be the same up to a factor; the interaction is determined all
-        the same by a generalised inverse.
+        Baseline and prediction can be the same up to a factor; with a generalised inverse their
+        product with treatment still has a coefficient.
         """
-        design, counts, members = self.design[genes], self.counts[genes], self.cells.members
-        eta = (design @ coefficients[:, :, None])[..., 0] + self.cells.offset
+        design, counts, members = self.design[genes], self.counts[genes], self.sample.members
+        eta = (design @ coefficients[:, :, None])[..., 0] + self.sample.offset
         raw = np.exp(np.clip(eta, -_MAX_LOG, _MAX_LOG))
         ratio = (counts @ members.T) / (raw @ members.T)
         mean = raw * (ratio @ members)
@@ -305,7 +305,7 @@ def _influence(
     inverse: np.ndarray,
     mean: np.ndarray,
     residual: np.ndarray,
-    cells: Cells,
+    sample: Sample,
 ) -> np.ndarray:
     """Influence of each cell on the last coefficient, shape ``(n_genes, n_cells)``.
 
@@ -314,8 +314,8 @@ def _influence(
     """
     by_cell = design @ inverse
     influence = by_cell[..., -1] * residual
-    if cells.cluster is None:
-        arm_total = np.maximum(mean @ cells.members.T, _TINY) @ cells.members
+    if sample.cluster is None:
+        arm_total = np.maximum(mean @ sample.members.T, _TINY) @ sample.members
         leverage = mean * ((by_cell * design).sum(axis=-1) + 1 / arm_total)
         influence = influence / (1 - np.minimum(leverage, _MAX_LEVERAGE))
     return influence

@@ -7,7 +7,7 @@ import pytest
 from scipy import sparse, stats
 
 from scvci.effects._heterogeneity import heterogeneity_test
-from scvci.effects._regressions import Cells, fit_interactions
+from scvci.effects._regressions import Sample, fit_genes
 
 
 def _softmax(eta):
@@ -103,10 +103,10 @@ def test_agrees_with_a_general_fit():
     base, score, offset = rng.normal(size=(n, 1)), rng.normal(size=(n, 1)), rng.normal(0, 0.2, n)
     eta = 0.5 + 0.3 * stratum + 0.4 * treated * (stratum == 1) + 0.3 * base[:, 0]
     y = rng.poisson(np.exp(eta + offset + 0.4 * treated * score[:, 0]))[:, None].astype(float)
-    cells = Cells(treated, offset, stratum, None)
-    fits = fit_interactions(cells, y, base, score, min_counts=5)
+    sample = Sample(treated, offset, stratum, None)
+    fits = fit_genes(sample, y, base, score, min_counts=5)
     arm = np.eye(6)[2 * stratum + treated]
-    centred = cells.centred(score)
+    centred = sample.centred(score)
     design = np.column_stack([arm, base, centred, treated[:, None] * centred])
     beta = np.zeros(design.shape[1])
     for _ in range(60):
