@@ -15,7 +15,7 @@ from ._moments import (
     BothPredictions,
     OutcomeSums,
     PredictionSums,
-    choose_chunk,
+    gene_chunks,
     sum_outcomes,
     sum_predictions,
     sum_products,
@@ -195,8 +195,7 @@ def estimate_effects(
     comparisons = make_comparisons(design, len(target_codes), len(names), strata, rules)
     options = Options(estimand, scale, prediction_weight, level, min_expressing)
     chunks = _Chunks(outcomes, design, comparisons, genes, codes, predictions, options)
-    size = chunk_size or choose_chunk(design, len(genes))
-    found = [chunks.estimate(a, min(a + size, len(genes))) for a in range(0, len(genes), size)]
+    found = [chunks.estimate(c) for c in gene_chunks(design, len(genes), chunk_size)]
     robust = [chunk.robust for chunk in found if chunk.robust is not None]
     return effects_table(
         Estimate.combine([chunk.observed for chunk in found], np.hstack),
@@ -257,10 +256,9 @@ class _Chunks:
     predict: Callable[[int, slice], np.ndarray] | None
     options: Options
 
-    def estimate(self, start: int, stop: int) -> _Found:
+    def estimate(self, chunk: slice) -> _Found:
         """Effects of all comparisons on a chunk of genes."""
-        chunk, scale = slice(start, stop), self.options.scale
-        block = self.outcomes[:, chunk]
+        scale, block = self.options.scale, self.outcomes[:, chunk]
         check_values(block, self.genes[chunk], signed=scale == "counts")
         sums = sum_outcomes(block, self.design, log=scale == "log1p")
         predicting = {"robust", "plugin", "extrapolation"}

@@ -10,7 +10,7 @@ import numpy as np
 from ._contrasts import Contrast, weighted_sum
 from ._design import Design, make_design
 from ._intervals import PROBLEMS, Estimate, adjust_rows, infer
-from ._moments import OutcomeSums, choose_chunk, sum_outcomes
+from ._moments import OutcomeSums, gene_chunks, sum_outcomes
 from ._table import make_table
 from ._validation import check_codes, check_numbers, check_shape, check_values
 
@@ -18,23 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import pandas as pd
-
-#: Columns of the table, in order.
-_COLUMNS = (
-    "treatment",
-    "stratum",
-    "gene",
-    "effect",
-    "additive",
-    "interaction",
-    "std_error",
-    "ci_low",
-    "ci_high",
-    "p_value",
-    "q_value",
-    "n_treated",
-    "note",
-)
 
 
 @dataclass(frozen=True)
@@ -149,10 +132,8 @@ def interaction_effects(
         for needed in [(code, *components, control)]
         for group, name in enumerate(group_names)
     ]
-    size = chunk_size or choose_chunk(design, len(genes))
-    found = [Estimate.missing(len(rows), 0)]
-    for start in range(0, len(genes) if rows else 0, size):
-        chunk = slice(start, min(start + size, len(genes)))
+    found = [Estimate.missing(len(rows), 0 if rows else len(genes))]
+    for chunk in gene_chunks(design, len(genes), chunk_size) if rows else []:
         block = outcomes[:, chunk]
         check_values(block, genes[chunk], signed=True, logged=True)
         sums = sum_outcomes(block, design, log=False)
@@ -240,20 +221,20 @@ def _estimate(
 
 def _table(rows: list[_Row], found: Estimate, genes: Sequence[str]) -> pd.DataFrame:
     notes = np.array([row.note for row in rows], dtype=object)[:, None]
-    values = {
-        "effect": found.compared,
-        "additive": found.baseline,
-        "interaction": found.estimate,
-        "std_error": found.std_error,
-        "ci_low": found.ci_low,
-        "ci_high": found.ci_high,
-        "p_value": found.p_value,
-        "q_value": adjust_rows(found.p_value),
-        "note": np.where(notes == "", np.array(PROBLEMS, dtype=object)[found.problem], notes),
-    }
-    of_row: dict[str, Sequence] = {
-        "treatment": [row.treatment for row in rows],
-        "stratum": [row.stratum for row in rows],
-        "n_treated": [row.n_treated for row in rows],
-    }
-    return make_table(of_row, values, genes, _COLUMNS)
+    return make_table(
+        {
+            "treatment": [row.treatment for row in rows],
+            "stratum": [row.stratum for row in rows],
+            "gene": [list(genes)],
+            "effect": found.compared,
+            "additive": found.baseline,
+            "interaction": found.estimate,
+            "std_error": found.std_error,
+            "ci_low": found.ci_low,
+            "ci_high": found.ci_high,
+            "p_value": found.p_value,
+            "q_value": adjust_rows(found.p_value),
+            "n_treated": [row.n_treated for row in rows],
+            "note": np.where(notes == "", np.array(PROBLEMS, dtype=object)[found.problem], notes),
+        }
+    )

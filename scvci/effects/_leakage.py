@@ -9,7 +9,7 @@ import numpy as np
 from ._contrasts import Contrast
 from ._design import Design, make_design
 from ._intervals import adjust, zero_p_value
-from ._moments import PredictionSums, choose_chunk, sum_predictions
+from ._moments import PredictionSums, gene_chunks, sum_predictions
 from ._table import make_table
 from ._validation import check_codes, check_numbers, find_codes
 
@@ -17,18 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     import pandas as pd
-
-#: Columns of the table, in order.
-_COLUMNS = (
-    "treatment",
-    "stratum",
-    "gene",
-    "statistic",
-    "std_error",
-    "p_value",
-    "q_value",
-    "n_cells",
-)
 
 
 def leakage_test(
@@ -93,28 +81,31 @@ def leakage_test(
         clusters=(clusters, None),
     )
     codes = find_codes(treatments if targets is None else targets, treatments)
-    rows: dict[str, list] = {"treatment": [], "stratum": [], "n_cells": []}
     found = []
     for code in codes:
         # Arm 0 received the treatment, arm 1 are all other cells.
         design = make_design(treatment, stratum, None, clusters, [code])
-        rows["treatment"] += [treatments[code]] * len(design.stratum)
-        rows["stratum"] += [strata[x] for x in design.stratum]
-        rows["n_cells"] += design.counts[:, 0].tolist()
         contrasts = [_contrast(design, unit, min_cells) for unit in range(len(design.stratum))]
-        size = chunk_size or choose_chunk(design, len(genes))
-        starts = range(0, len(genes), size)
-        chunks = [slice(start, min(start + size, len(genes))) for start in starts]
-        sums = (sum_predictions(predictions, code, chunk, design) for chunk in chunks)
-        found.append(np.concatenate([_test(contrasts, design, s) for s in sums], axis=2))
-    statistic, std_error, p_value = np.concatenate(found, axis=1)
-    values = {
-        "statistic": statistic,
-        "std_error": std_error,
-        "p_value": p_value,
-        "q_value": adjust(p_value),
-    }
-    return make_table(rows, values, genes, _COLUMNS)
+        sums = (
+            sum_predictions(predictions, code, chunk, design)
+            for chunk in gene_chunks(design, len(genes), chunk_size)
+        )
+        tested = np.concatenate([_test(contrasts, design, s) for s in sums], axis=2)
+        found.append((tested, [strata[x] for x in design.stratum], design.counts[:, 0]))
+    values, names, n_cells = zip(*found, strict=True)
+    statistic, std_error, p_value = np.concatenate(values, axis=1)
+    return make_table(
+        {
+            "treatment": np.repeat([treatments[code] for code in codes], len(names[0])),
+            "stratum": np.concatenate(names),
+            "gene": [list(genes)],
+            "statistic": statistic,
+            "std_error": std_error,
+            "p_value": p_value,
+            "q_value": adjust(p_value),
+            "n_cells": np.concatenate(n_cells),
+        }
+    )
 
 
 def _contrast(design: Design, unit: int, min_cells: int) -> Contrast | None:

@@ -82,8 +82,8 @@ class BothPredictions:
     outcome_reference: np.ndarray
 
 
-def choose_chunk(design: Design, n_genes: int) -> int:
-    """Choose the genes per chunk so that no dense array holds more than 2²⁴ numbers.
+def gene_chunks(design: Design, n_genes: int, size: int | None = None) -> list[slice]:
+    """Cut genes into chunks.
 
     Parameters
     ----------
@@ -91,10 +91,12 @@ def choose_chunk(design: Design, n_genes: int) -> int:
         Cells by unit and arm.
     n_genes
         Number of genes.
+    size
+        Genes per chunk; ``None`` for so many that no dense array holds more than 2²⁴ numbers.
     """
     n_sets = 0 if design.clusters is None else len(design.clusters.size)
-    rows = max(len(design.arm), design.counts.size, n_sets, 1)
-    return max(1, min(n_genes, _BLOCK // rows))
+    size = size or max(1, _BLOCK // max(len(design.arm), design.counts.size, n_sets, 1))
+    return [slice(start, min(start + size, n_genes)) for start in range(0, n_genes, size)]
 
 
 def sum_outcomes(block: Any, design: Design, log: bool) -> OutcomeSums:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,54 +16,22 @@ if TYPE_CHECKING:
 
     from ._comparisons import Comparison
 
-#: Columns of the table of effects, in order.
-COLUMNS = (
-    "treatment",
-    "reference",
-    "stratum",
-    "gene",
-    "estimate",
-    "std_error",
-    "ci_low",
-    "ci_high",
-    "p_value",
-    "q_value",
-    "n_treated",
-    "n_reference",
-    "propensity",
-    "mean_factual",
-    "mean_counterfactual",
-    "estimator",
-    "leakage",
-    "note",
-)
 _REFUSED = "robust refused: predictions depend on the treatment received (leakage)"
 
 
-def make_table(
-    rows: Mapping[str, Sequence],
-    values: Mapping[str, np.ndarray],
-    genes: Sequence[str],
-    columns: Sequence[str],
-) -> pd.DataFrame:
-    """Write out a table with one row per label and gene.
+def make_table(columns: Mapping[str, Sequence | np.ndarray]) -> pd.DataFrame:
+    """Write out a table with one line per row and gene.
 
     Parameters
     ----------
-    rows
-        Columns that are the same for all genes, each of length ``n_rows``.
-    values
-        Columns that differ between genes, each of shape ``(n_rows, n_genes)``.
-    genes
-        Names of the genes.
     columns
-        Names of all columns, in order; one is ``gene``.
+        Columns in order: of rows, shape ``(n_rows,)``, of genes, shape ``(1, n_genes)``, or of
+        both, shape ``(n_rows, n_genes)``.
     """
-    [n_rows] = {len(values) for values in rows.values()}
-    flat = {name: np.repeat(np.array(of_row), len(genes)) for name, of_row in rows.items()}
-    flat |= {name: of_genes.ravel() for name, of_genes in values.items()}
-    flat["gene"] = np.tile(np.array(genes), n_rows)
-    return pd.DataFrame(flat, columns=list(columns))
+    arrays = {name: np.asarray(values) for name, values in columns.items()}
+    arrays = {name: v[:, None] if v.ndim == 1 else v for name, v in arrays.items()}
+    shape = np.broadcast_shapes(*(v.shape for v in arrays.values()))
+    return pd.DataFrame({name: np.broadcast_to(v, shape).ravel() for name, v in arrays.items()})
 
 
 def effects_table(
@@ -105,39 +74,39 @@ def effects_table(
     if robust is not None:
         chosen = (used == "robust") & ~leaks
         found = Estimate.combine([robust, observed], lambda two: np.where(chosen, *two))
-    errors = {name: getattr(found, name) for name in ("std_error", "ci_low", "ci_high", "p_value")}
     if moderated:
-        errors = _moderated(found, level)
-    rows: dict[str, Sequence] = {
-        "treatment": [labels[c.arm] for c in comparisons],
-        "reference": [labels[0]] * len(comparisons),
-        "stratum": [groups[c.group] for c in comparisons],
-        "n_treated": [c.n_treated for c in comparisons],
-        "n_reference": [c.n_reference for c in comparisons],
-        "propensity": [c.propensity for c in comparisons],
-    }
-    values = {
-        "estimate": found.estimate,
-        **errors,
-        "q_value": adjust_rows(errors["p_value"]),
-        "mean_factual": found.compared,
-        "mean_counterfactual": found.baseline,
-        "estimator": np.where(leaks, "observed", used),
-        "leakage": leaks,
-        "note": _notes([c.note for c in comparisons], found.problem, leaks),
-    }
-    return make_table(rows, values, genes, COLUMNS)
+        found = _moderated(found, level)
+    return make_table(
+        {
+            "treatment": [labels[c.arm] for c in comparisons],
+            "reference": [labels[0]] * len(comparisons),
+            "stratum": [groups[c.group] for c in comparisons],
+            "gene": [list(genes)],
+            "estimate": found.estimate,
+            "std_error": found.std_error,
+            "ci_low": found.ci_low,
+            "ci_high": found.ci_high,
+            "p_value": found.p_value,
+            "q_value": adjust_rows(found.p_value),
+            "n_treated": [c.n_treated for c in comparisons],
+            "n_reference": [c.n_reference for c in comparisons],
+            "propensity": [c.propensity for c in comparisons],
+            "mean_factual": found.compared,
+            "mean_counterfactual": found.baseline,
+            "estimator": np.where(leaks, "observed", used),
+            "leakage": leaks,
+            "note": _notes([c.note for c in comparisons], found.problem, leaks),
+        }
+    )
 
 
-def _moderated(found: Estimate, level: float) -> dict[str, np.ndarray]:
-    """Errors, intervals and p-values of each row that borrow from other genes."""
-    rows = []
-    for estimate, error, own_df in zip(found.estimate, found.std_error, found.df, strict=True):
-        variance, df = moderate(error**2, own_df)
-        std_error = np.sqrt(variance)
-        rows.append((std_error, *student_interval(estimate, std_error, df, level)))
-    columns = np.array(rows).swapaxes(0, 1)
-    return dict(zip(("std_error", "ci_low", "ci_high", "p_value"), columns, strict=True))
+def _moderated(found: Estimate, level: float) -> Estimate:
+    """Let the errors of each row borrow from other genes."""
+    rows = [moderate(e**2, d) for e, d in zip(found.std_error, found.df, strict=True)]
+    variance, df = (np.stack(values) for values in zip(*rows, strict=True))
+    std_error = np.sqrt(variance)
+    low, high, p_value = student_interval(found.estimate, std_error, df, level)
+    return replace(found, std_error=std_error, ci_low=low, ci_high=high, p_value=p_value, df=df)
 
 
 def _notes(notes: Sequence[str], problem: np.ndarray, leaks: np.ndarray) -> np.ndarray:

@@ -152,6 +152,8 @@ def find_codes(names: Sequence[str], treatments: Sequence[str]) -> list[int]:
         If a name is unknown, or occurs twice; the message says which and what is known.
     """
     known, wanted = list(treatments), list(names)
+    if not wanted:
+        raise ValueError("No treatment is named; name at least one, or pass None for all.")
     for name in wanted:
         if name not in known:
             raise ValueError(unknown_name_message("Treatment", str(name), known, "unknown"))
