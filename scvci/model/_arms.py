@@ -82,8 +82,7 @@ def build_arm(
         Treatments by features.
     """
     n_arms, n_members = treatments.doses.shape
-    # Columns before the members' are the control's, in the reference implementation's code.
-    n_before = module.sizes.doses.shape[1] - n_members
+    n_before = module.backbone.codes.members.start
     arms = torch.arange(n_arms, device=module.device)
     codes = module.codes(arms).double().cpu().numpy()[:, n_before:]
     measured, beyond = codes[:, :n_members], codes[:, n_members:]
@@ -94,7 +93,7 @@ def build_arm(
         bases.append(_basis(member, dose, treatments))
         for i, share in parts.items():
             relative = dose / treatments.max_dose[i]
-            strength = _strength(module, n_before + i, relative)
+            strength = _strength(module, i, relative)
             strengths[i] += share * strength
             weights += share * _interpolated(treatments, i, relative, strength, measured[:, i])
     code = np.concatenate([np.zeros(n_before), strengths, weights @ beyond])
@@ -130,11 +129,11 @@ def _basis(member: str, dose: float, treatments: Treatments) -> str:
     return "measured" if np.isclose(doses, dose).any() else "interpolated dose"
 
 
-def _strength(module: VCIModule, column: int, relative: float) -> float:
-    """Strength of the member in a column at a relative dose."""
+def _strength(module: VCIModule, member: int, relative: float) -> float:
+    """Strength of a member at a relative dose."""
     doses = torch.zeros(module.sizes.doses.shape[1], device=module.device)
-    doses[column] = relative
-    return float(module.response(doses)[column])
+    doses[member] = relative
+    return float(module.response(doses)[member])
 
 
 def _interpolated(

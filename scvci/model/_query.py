@@ -9,7 +9,7 @@ import torch
 
 from scvci.data import align_genes, extend_registry
 from scvci.metrics import PairLevels
-from scvci.module import transfer_weights
+from scvci.module import extend_weights
 
 from ._calibration import to_arrays
 from ._registry import RegistryMixin
@@ -72,7 +72,7 @@ class QueryMixin(RegistryMixin):
         cls.setup_anndata(cells, source_registry=registry, **registry["setup_args"])  # type: ignore[attr-defined]
         params = reference.init_params_["non_kwargs"]
         model: Any = cls(cells, **{**params, "seed": reference.seed_})  # type: ignore[call-arg]
-        masks = transfer_weights(reference.module, model.module)
+        masks = extend_weights(reference.module, model.module)
         model.new_weights_ = {name: mask.bool().numpy() for name, mask in masks.items()}
         model._freeze()
         model.n_trainings_ = reference.n_trainings_

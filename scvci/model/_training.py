@@ -36,9 +36,6 @@ if TYPE_CHECKING:
 #: Validation criterion: the weighted objective on validation cells with fixed targets. It holds
 #: the likelihood of the counterfactual and the divergence, not only the reconstruction.
 _MONITOR = "validation_loss"
-#: Steps of the optimiser in a training of default length.
-_N_STEPS = 4000
-_PAPER_PLAN = {"lr": 3e-4, "weight_decay": 4e-7, "clip": None, "lr_decay": [450, 900]}
 
 
 class TrainingMixin(RegistryMixin):
@@ -106,8 +103,8 @@ class TrainingMixin(RegistryMixin):
                 "There is nothing new to train: the reference knows all strata, batches and "
                 "treatments of these cells. Predict with the model as it is."
             )
-        paper = self.config.architecture.kind == "paper"
-        batch_size = batch_size or (64 if paper else settings.batch_size)
+        defaults = self.module.backbone.training
+        batch_size = batch_size or defaults.batch_size or settings.batch_size
         seed = self.seed_ + self.n_trainings_
         rng = np.random.default_rng(seed)
         parts = self._split(
@@ -118,8 +115,7 @@ class TrainingMixin(RegistryMixin):
             self.adata_manager, sampler, parts, batch_size=batch_size, seed=seed
         )
         if max_epochs is None:
-            n_batches = max(1, splitter.n_train // batch_size)
-            max_epochs = 1000 if paper else int(np.clip(_N_STEPS // n_batches, 10, 400))
+            max_epochs = defaults.n_epochs(splitter.n_train, batch_size)
         if self.n_trainings_ == 0:
             self._set_statistics(statistics)
         if early_stopping and splitter.n_val == 0:
@@ -155,8 +151,7 @@ class TrainingMixin(RegistryMixin):
         trainer_kwargs: dict[str, Any],
     ) -> None:
         """Hand everything to scvi-tools' runner."""
-        paper = self.config.architecture.kind == "paper"
-        defaults: dict[str, Any] = dict(_PAPER_PLAN) if paper else {}
+        defaults = dict(self.module.backbone.training.plan)
         if self.carried_calibration_ is not None:
             # Weight decay would move the weights that are to stay.
             defaults["weight_decay"] = 0.0
@@ -255,12 +250,11 @@ class TrainingMixin(RegistryMixin):
         if n_continuous:
             values = np.asarray(self.adata_manager.get_from_registry(keys.CONTINUOUS_KEY), float)
             continuous = (values.mean(axis=0), values.std(axis=0) + 1e-8)
-        paper = self.config.architecture.kind == "paper"
         self.module.likelihood.set_overdispersion(torch.from_numpy(statistics.overdispersion()))
         self.module.set_statistics(
             reference_size=statistics.reference_size,
             mean_rate=statistics.mean_rate,
-            feature_mean=np.zeros(n_genes) if paper else statistics.feature_mean,
+            feature_mean=statistics.feature_mean,
             feature_scale=np.ones(n_genes),
             continuous=continuous,
             effect_variances=self._effect_variances(statistics),

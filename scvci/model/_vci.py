@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvci.data import TreatmentKeys
+    from scvci.module._config import CovariateTermName, LikelihoodName, PresetName
 
 
 class VCI(
@@ -115,10 +116,10 @@ class VCI(
         adata: AnnData | None = None,
         registry: dict | None = None,
         n_latent: int | None = None,
-        likelihood: str | None = None,
-        covariate_term: str | None = None,
+        likelihood: LikelihoodName | None = None,
+        covariate_term: CovariateTermName | None = None,
         weights: dict[str, float] | None = None,
-        preset: str = "default",
+        preset: PresetName = "default",
         architecture: dict[str, Any] | None = None,
         objective: dict[str, Any] | None = None,
         seed: int | None = None,
@@ -268,23 +269,13 @@ class VCI(
 
     def _sizes(self) -> DataSizes:
         covariates = self._state(keys.COVARIATES_KEY)
-        treatments = self._arms
-        doses = treatments.relative_doses
-        if self.config.architecture.kind == "paper":
-            # The reference implementation gives the control a column; here it is the zero vector.
-            doses = np.hstack([(doses == 0).all(axis=1, keepdims=True), doses])
-            beyond = np.zeros((len(doses), 0))
-        else:
-            largest = treatments.alone & (doses.max(axis=1) == 1)
-            beyond = np.eye(len(doses))[:, doses.any(axis=1) & ~largest]
         return DataSizes(
             n_genes=self.summary_stats["n_vars"],
-            treatment_codes=np.hstack([doses, beyond]).astype(np.float32),
+            doses=self._arms.relative_doses,
             control=control_index(self._state(keys.TREATMENT_KEY)),
             n_levels=[len(levels) for levels in covariates["levels"]],
             n_continuous=len(self._setup_arg("continuous_covariate_keys") or []),
             n_strata=len(covariates["strata"]),
-            n_members=doses.shape[1],
             n_batches=len(self.batches),
         )
 

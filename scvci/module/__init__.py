@@ -1,37 +1,47 @@
 """Encoder, decoder, likelihoods and the three terms of the objective."""
 
-from ._config import PRESETS, Architecture, ModuleConfig, Objective, build_config
-from ._covariate_terms import COVARIATE_TERMS, Cells, Counterfactual, get_covariate_term
+from ._backbone import ArmCodes, Backbone, Decoder, TrainingDefaults
+from ._backbones import BACKBONES, get_backbone
+from ._config import Architecture, ModuleConfig, Objective
+from ._coupling import expect_with_residuals, sample_with_residuals
+from ._covariate_terms import COVARIATE_TERMS, Counterfactuals, TermInputs, get_covariate_term
 from ._doses import DOSE_RESPONSES, DoseResponse, get_dose_response
-from ._likelihoods import LIKELIHOODS, get_likelihood
+from ._extension import extend_weights
+from ._likelihoods import LIKELIHOODS, Likelihood, ShiftedMeans
 from ._module import VCIModule
-from ._residuals import expect_with_residuals, sample_with_residuals
+from ._presets import PRESETS, build_config
 from ._sizes import DataSizes
-from ._surgery import transfer_weights
 from ._terms import individual_term, latent_divergence
 from ._totals import sample_with_totals
 
 __all__ = [
+    "BACKBONES",
     "COVARIATE_TERMS",
     "DOSE_RESPONSES",
     "LIKELIHOODS",
     "PRESETS",
     "Architecture",
-    "Cells",
-    "Counterfactual",
+    "ArmCodes",
+    "Backbone",
+    "Counterfactuals",
     "DataSizes",
+    "Decoder",
     "DoseResponse",
+    "Likelihood",
     "ModuleConfig",
     "Objective",
+    "ShiftedMeans",
+    "TermInputs",
+    "TrainingDefaults",
     "VCIModule",
     "build_config",
     "expect_with_residuals",
+    "extend_weights",
+    "get_backbone",
     "get_covariate_term",
     "get_dose_response",
-    "get_likelihood",
     "individual_term",
     "latent_divergence",
     "sample_with_residuals",
     "sample_with_totals",
-    "transfer_weights",
 ]

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
+
+#: Names by which users choose; the tables of kinds hold what is behind them.
+BackboneName = Literal["effect", "paper"]
+CovariateTermName = Literal["moments", "kernel", "energy", "discriminator", "classifier"]
+DoseResponseName = Literal["linear", "log", "monotone"]
+LikelihoodName = Literal["nb", "zinb", "poisson", "normal"]
+PresetName = Literal["default", "paper"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Architecture:
         Hill curve of each treatment.
     """
 
-    kind: Literal["effect", "paper"] = "effect"
+    kind: BackboneName = "effect"
     n_latent: int = 10
     n_hidden: int = 128
     n_layers: int = 1
@@ -44,7 +51,7 @@ class Architecture:
     interaction: bool = True
     stratum_effects: bool = True
     decoder_covariates: bool = True
-    dose_response: str = "monotone"
+    dose_response: DoseResponseName = "monotone"
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class Objective:
     individual: float = 1.0
     covariate: float = 1.0
     divergence: float = 3.0
-    covariate_term: str = "moments"
+    covariate_term: CovariateTermName = "moments"
     n_samples: int = 1
     n_reference: int = 8
     reduction: Literal["sum", "mean"] = "sum"
@@ -85,7 +92,7 @@ class Objective:
 class ModuleConfig:
     """Everything that defines the module besides the sizes of the data."""
 
-    likelihood: str = "nb"
+    likelihood: LikelihoodName = "nb"
     architecture: Architecture = field(default_factory=Architecture)
     objective: Objective = field(default_factory=Objective)
     target_sampling: Literal["balanced", "paper"] = "balanced"
@@ -93,77 +100,3 @@ class ModuleConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as nested plain dictionaries."""
         return asdict(self)
-
-
-#: Named settings. ``paper`` holds the reference implementation's gene settings
-#: (weights 1, 1.7, 0.1 on per-gene means; S = 30; K = 20).
-PRESETS: dict[str, ModuleConfig] = {
-    "default": ModuleConfig(),
-    "paper": ModuleConfig(
-        likelihood="normal",
-        architecture=Architecture(kind="paper", n_latent=128, n_hidden=128, n_layers=2),
-        objective=Objective(
-            individual=1.0,
-            covariate=1.7,
-            divergence=0.1,
-            covariate_term="kernel",
-            n_samples=30,
-            n_reference=20,
-            reduction="mean",
-            kl="paper",
-        ),
-        target_sampling="paper",
-    ),
-}
-
-
-def build_config(
-    preset: str,
-    likelihood: str | None = None,
-    architecture: dict[str, Any] | None = None,
-    weights: dict[str, float] | None = None,
-    objective: dict[str, Any] | None = None,
-) -> ModuleConfig:
-    """Start from a preset and replace what is given.
-
-    Parameters
-    ----------
-    preset
-        Name of the preset.
-    likelihood
-        Name of the likelihood.
-    architecture, objective
-        Settings of :class:`Architecture` and :class:`Objective` by name; ``None`` keeps a value.
-    weights
-        Weights of the three terms by name.
-
-    Raises
-    ------
-    ValueError
-        If the preset or the name of a setting is unknown.
-    """
-    if preset not in PRESETS:
-        raise ValueError(f"preset={preset!r} is unknown; choose one of {sorted(PRESETS)}.")
-    config = PRESETS[preset]
-    terms = ("individual", "covariate", "divergence")
-    if unknown := set(weights or {}) - set(terms):
-        raise ValueError(f"Unknown weights {sorted(unknown)}; the terms are {list(terms)}.")
-    return replace(
-        config,
-        likelihood=likelihood or config.likelihood,
-        architecture=_updated(config.architecture, architecture, "architecture"),
-        objective=_updated(
-            config.objective, {**(objective or {}), **(weights or {})}, "objective"
-        ),
-    )
-
-
-def _updated[T: (Architecture, Objective)](
-    group: T, changes: dict[str, Any] | None, name: str
-) -> T:
-    """Return ``group`` with the given (not ``None``) settings replaced."""
-    changes = {key: value for key, value in (changes or {}).items() if value is not None}
-    known = {f.name for f in fields(group)}
-    if unknown := set(changes) - known:
-        raise ValueError(f"Unknown {name} settings {sorted(unknown)}; known are {sorted(known)}.")
-    return replace(group, **changes)

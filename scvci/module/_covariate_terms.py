@@ -23,7 +23,7 @@ _MIN_VARIANCE = 1e-2
 
 
 @dataclass(frozen=True)
-class Cells:
+class TermInputs:
     """Cells as a covariate-specific term sees them.
 
     Attributes
@@ -42,7 +42,7 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class Counterfactual(Cells):
+class Counterfactuals(TermInputs):
     """Constructed counterfactuals and the real cells they are held against.
 
     Attributes
@@ -88,11 +88,11 @@ class CovariateTerm(nn.Module):
         super().__init__()
         self.reduction = reduction
 
-    def forward(self, cells: Counterfactual) -> Tensor:
+    def forward(self, cells: Counterfactuals) -> Tensor:
         """Return the term per cell, shape ``(n_cells,)``; only supported rows are meant."""
         raise NotImplementedError
 
-    def critic_loss(self, real: Cells, generated: Cells) -> Tensor:
+    def critic_loss(self, real: TermInputs, generated: TermInputs) -> Tensor:
         """Loss of the critic, a scalar."""
         raise NotImplementedError(f"The {self.name!r} term has no critic.")
 
@@ -112,7 +112,7 @@ class MomentMatch(CovariateTerm):
 
     name = "moments"
 
-    def forward(self, cells: Counterfactual) -> Tensor:
+    def forward(self, cells: Counterfactuals) -> Tensor:
         """See :meth:`CovariateTerm.forward`."""
         difference = cells.expression - cells.reference_mean
         same = (cells.pair[:, None] == cells.pair[None, :]).to(difference.dtype)
@@ -137,7 +137,7 @@ class KernelMatch(CovariateTerm):
     needs_reference = True
     bandwidth: ClassVar[float] = 1.0
 
-    def forward(self, cells: Counterfactual) -> Tensor:
+    def forward(self, cells: Counterfactuals) -> Tensor:
         """See :meth:`CovariateTerm.forward`."""
         assert cells.reference is not None
         double_variance = 2 * self.bandwidth**2 + 1e-8
@@ -160,7 +160,7 @@ class EnergyMatch(CovariateTerm):
     name = "energy"
     needs_reference = True
 
-    def forward(self, cells: Counterfactual) -> Tensor:
+    def forward(self, cells: Counterfactuals) -> Tensor:
         """See :meth:`CovariateTerm.forward`."""
         assert cells.reference is not None
         generated = torch.log1p(cells.expression.clamp(min=0))
@@ -196,15 +196,15 @@ class Discriminator(CovariateTerm):
         super().__init__(n_genes, n_treatment, n_covariate, reduction)
         self.critic = _critic(n_genes + n_treatment + n_covariate, 1)
 
-    def _logit(self, cells: Cells) -> Tensor:
+    def _logit(self, cells: TermInputs) -> Tensor:
         inputs = torch.cat([cells.features, cells.treatment, cells.covariates], dim=-1)
         return self.critic(inputs).squeeze(-1)
 
-    def forward(self, cells: Counterfactual) -> Tensor:
+    def forward(self, cells: Counterfactuals) -> Tensor:
         """See :meth:`CovariateTerm.forward`."""
         return softplus(-self._logit(cells))
 
-    def critic_loss(self, real: Cells, generated: Cells) -> Tensor:
+    def critic_loss(self, real: TermInputs, generated: TermInputs) -> Tensor:
         """See :meth:`CovariateTerm.critic_loss`."""
         return 0.5 * (
             softplus(-self._logit(real)).mean() + softplus(self._logit(generated)).mean()
@@ -233,15 +233,15 @@ class TreatmentClassifier(CovariateTerm):
         super().__init__(n_genes, n_treatment, n_covariate, reduction)
         self.critic = _critic(n_genes + n_covariate, n_treatment)
 
-    def _error(self, cells: Cells) -> Tensor:
+    def _error(self, cells: TermInputs) -> Tensor:
         predicted = self.critic(torch.cat([cells.features, cells.covariates], dim=-1))
         return (predicted - cells.treatment).square().mean(-1)
 
-    def forward(self, cells: Counterfactual) -> Tensor:
+    def forward(self, cells: Counterfactuals) -> Tensor:
         """See :meth:`CovariateTerm.forward`."""
         return (self._error(cells) - self.margin).clamp(min=0) + self.margin
 
-    def critic_loss(self, real: Cells, generated: Cells) -> Tensor:
+    def critic_loss(self, real: TermInputs, generated: TermInputs) -> Tensor:
         """See :meth:`CovariateTerm.critic_loss`; generated cells are not used."""
         return self._error(real).mean()
 

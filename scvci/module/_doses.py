@@ -118,6 +118,27 @@ def get_dose_response(name: str) -> type[DoseResponse]:
     return get_kind(DOSE_RESPONSES, name, "dose_response")
 
 
+def build_dose_response(name: str, doses: np.ndarray) -> DoseResponse:
+    """Build the response of the given name, or the linear one where that makes no difference.
+
+    Parameters
+    ----------
+    name
+        Its name.
+    doses
+        Relative doses of each member in each arm, shape ``(n_arms, n_members)``.
+
+    Raises
+    ------
+    ValueError
+        If there is none of that name.
+    """
+    response = get_dose_response(name)
+    # Where each member has one dose, every response is the same.
+    several = ((doses > 0) & (doses < 1)).any()
+    return response(doses) if several else DoseResponse(doses)
+
+
 def _smallest(doses: np.ndarray) -> Tensor:
     """Smallest positive dose of each member, shape ``(n_members,)``."""
     table = torch.as_tensor(doses, dtype=torch.float32)

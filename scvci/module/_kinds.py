@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
 
-def get_kind[T](kinds: dict[str, T], name: str, argument: str) -> T:
-    """Look a kind up by name.
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def get_kind[T](kinds: Mapping[str, T], name: str, argument: str) -> T:
+    """Look up a kind by name.
 
     Parameters
     ----------
@@ -13,7 +18,7 @@ def get_kind[T](kinds: dict[str, T], name: str, argument: str) -> T:
     name
         The name.
     argument
-        Setting that the name was given for.
+        Setting for which the name was given.
 
     Raises
     ------

@@ -7,14 +7,14 @@ size compare.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 from torch import Tensor, nn
 from torch.nn.functional import softplus
-
-from ._kinds import get_kind
 
 if TYPE_CHECKING:
     from torch.distributions import Distribution
@@ -23,7 +23,21 @@ if TYPE_CHECKING:
 _MAX_LOG_RATE = 15.0
 
 
-class Likelihood(nn.Module):
+def add_shift(heads: Tensor, shift: Tensor) -> Tensor:
+    """Add to the first head, the linear predictor of the mean.
+
+    Parameters
+    ----------
+    heads
+        Linear predictors, shape ``(..., n_heads, n_genes)``.
+    shift
+        Shape ``(..., n_genes)``; leading axes are broadcast.
+    """
+    first = heads[..., :1, :] + shift.unsqueeze(-2)
+    return torch.cat([first, heads[..., 1:, :].expand(*first.shape[:-2], -1, -1)], dim=-2)
+
+
+class Likelihood(nn.Module, ABC):
     """Base of the likelihoods.
 
     Parameters
@@ -49,13 +63,7 @@ class Likelihood(nn.Module):
         self.n_genes = n_genes
         self.composition = composition
 
-    def rate(self, heads: Tensor) -> Tensor:
-        """Return expected expression of a cell of size one, shape ``(..., n_genes)``."""
-        logits = heads[..., 0, :]
-        if self.composition:
-            return torch.softmax(logits, dim=-1)
-        return torch.exp(logits.clamp(max=_MAX_LOG_RATE))
-
+    @abstractmethod
     def distribution(self, heads: Tensor, size: Tensor) -> Distribution:
         """Distribution of a cell's expression.
 
@@ -66,7 +74,36 @@ class Likelihood(nn.Module):
         size
             Library size or size factor, shape ``(..., 1)``.
         """
-        raise NotImplementedError
+
+    def shifted_means(self, heads: Tensor, size: Tensor | float) -> ShiftedMeans:
+        """Mean over cells as a function of a shift, for repeated evaluation.
+
+        Parameters
+        ----------
+        heads
+            Linear predictors, shape ``(..., n_cells, n_heads, n_genes)``.
+        size
+            Library size or size factor, one for all cells.
+        """
+        return _EvaluatedMeans(self, heads, torch.as_tensor(size, device=heads.device))
+
+    def mean_at_shifts(self, heads: Tensor, shift: Tensor, size: Tensor | float) -> Tensor:
+        """Mean over cells of the expected expression with a shift of the linear predictor.
+
+        Parameters
+        ----------
+        heads
+            Linear predictors, shape ``(..., n_cells, n_heads, n_genes)``.
+        shift
+            Added to the first head of every cell, shape ``(..., n_genes)``.
+        size
+            Library size or size factor, one for all cells.
+
+        Returns
+        -------
+        Shape ``(..., n_genes)``: the leading axes of ``heads`` and ``shift``, broadcast.
+        """
+        return self.shifted_means(heads, size).at(shift)
 
     def initial_bias(self, mean_rate: Tensor) -> Tensor:
         """Linear predictor of the mean cell, shape ``(n_genes,)``."""
@@ -76,7 +113,101 @@ class Likelihood(nn.Module):
         """Start from an estimate of 1/θ, shape ``(n_genes,)``, where the likelihood has a θ."""
 
 
-class NegativeBinomialLikelihood(Likelihood):
+class ShiftedMeans(ABC):
+    """Mean over cells of the expected expression, as a function of a shift.
+
+    What does not depend on the shift is computed once.
+    """
+
+    @abstractmethod
+    def at(self, shift: Tensor) -> Tensor:
+        """Evaluate the mean.
+
+        Parameters
+        ----------
+        shift
+            Added to the first head of every cell, shape ``(..., n_genes)``.
+
+        Returns
+        -------
+        Shape ``(..., n_genes)``.
+        """
+
+
+@dataclass(frozen=True)
+class _EvaluatedMeans(ShiftedMeans):
+    """Means of the distributions at each shift, whatever the likelihood."""
+
+    likelihood: Likelihood
+    heads: Tensor
+    size: Tensor
+
+    def at(self, shift: Tensor) -> Tensor:
+        heads = add_shift(self.heads, shift.unsqueeze(-2))
+        return self.likelihood.distribution(heads, self.size).mean.mean(dim=-2)
+
+
+@dataclass(frozen=True)
+class AddedMeans(ShiftedMeans):
+    """Means that a shift is added to.
+
+    Attributes
+    ----------
+    mean
+        Mean over cells without a shift, shape ``(..., n_genes)``.
+    """
+
+    mean: Tensor
+
+    def at(self, shift: Tensor) -> Tensor:
+        """See :meth:`ShiftedMeans.at`."""
+        return self.mean + shift
+
+
+class _ComposedMeans(ShiftedMeans):
+    r"""Means of proportions of a total, by matrix products.
+
+    With the proportions :math:`E_{ig} = \mathrm{softmax}(\eta_i)_g` of cell i, the size
+    :math:`\ell` and the share :math:`k_{ig}` of counts that are not dropped out, the mean at the
+    shift s is
+
+    .. math:: \ell\, e^{s_g} \frac1n \sum_i \frac{k_{ig} E_{ig}}{\sum_h E_{ih} e^{s_h}}.
+    """
+
+    def __init__(self, proportions: Tensor, kept: Tensor | None, size: Tensor | float) -> None:
+        self.proportions = proportions
+        self.seen = proportions if kept is None else kept * proportions
+        self.scale = size / proportions.shape[-2]
+
+    def at(self, shift: Tensor) -> Tensor:
+        # Proportions do not change when a constant is added to the shift: exp() stays finite.
+        fold = (shift - shift.amax(dim=-1, keepdim=True)).exp()
+        totals = fold.unsqueeze(-2) @ self.proportions.mT
+        return self.scale * fold * (totals.reciprocal() @ self.seen).squeeze(-2)
+
+
+class CountLikelihood(Likelihood, ABC):
+    """Base of the likelihoods of counts whose mean is size · rate."""
+
+    def rate(self, heads: Tensor) -> Tensor:
+        """Return expected expression of a cell of size one, shape ``(..., n_genes)``."""
+        logits = heads[..., 0, :]
+        if self.composition:
+            return torch.softmax(logits, dim=-1)
+        return torch.exp(logits.clamp(max=_MAX_LOG_RATE))
+
+    def kept(self, heads: Tensor) -> Tensor | None:
+        """Share of counts that are not dropped out, ``(..., n_genes)``; ``None`` for all."""
+        return None
+
+    def shifted_means(self, heads: Tensor, size: Tensor | float) -> ShiftedMeans:
+        """See :meth:`Likelihood.shifted_means`."""
+        if not self.composition:
+            return super().shifted_means(heads, size)
+        return _ComposedMeans(self.rate(heads), self.kept(heads), size)
+
+
+class NegativeBinomialLikelihood(CountLikelihood):
     """Negative binomial with mean size · rate and an inverse dispersion per gene."""
 
     name = "nb"
@@ -102,6 +233,10 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
     name = "zinb"
     n_heads = 2
 
+    def kept(self, heads: Tensor) -> Tensor:
+        """See :meth:`CountLikelihood.kept`."""
+        return torch.sigmoid(-heads[..., 1, :])
+
     def distribution(self, heads: Tensor, size: Tensor) -> Distribution:
         """See :meth:`Likelihood.distribution`."""
         rate = self.rate(heads)
@@ -110,7 +245,7 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
         )
 
 
-class PoissonLikelihood(Likelihood):
+class PoissonLikelihood(CountLikelihood):
     """Poisson with mean size · rate."""
 
     name = "poisson"
@@ -136,57 +271,19 @@ class NormalLikelihood(Likelihood):
         super().__init__(n_genes, composition=False)
         self.raw_sigma = nn.Parameter(torch.zeros(n_genes))
 
-    def rate(self, heads: Tensor) -> Tensor:
-        """Mean of the Gaussian."""
-        return heads[..., 0, :]
-
     def distribution(self, heads: Tensor, size: Tensor) -> Distribution:
         """See :meth:`Likelihood.distribution`; ``size`` is not used."""
-        rate = self.rate(heads)
+        mean = heads[..., 0, :]
         scale = softplus(self.raw_sigma) + self.sigma_floor
-        return Normal(rate, scale.expand_as(rate), validate_args=False, normal_mu=rate)
+        return Normal(mean, scale.expand_as(mean), validate_args=False, normal_mu=mean)
+
+    def shifted_means(self, heads: Tensor, size: Tensor | float) -> ShiftedMeans:
+        """See :meth:`Likelihood.shifted_means`; ``size`` is not used."""
+        return AddedMeans(heads[..., 0, :].mean(dim=-2))
 
     def initial_bias(self, mean_rate: Tensor) -> Tensor:
         """Mean expression itself."""
         return mean_rate
-
-
-class PaperNormalLikelihood(NormalLikelihood):
-    """Reference implementation's Gaussian: a standard deviation per cell and gene.
-
-    σ = softplus(a₂) + 10⁻³ (the paper's public code; ``vci.utils``).
-    """
-
-    name = "paper_normal"
-    n_heads = 2
-
-    def __init__(self, n_genes: int, composition: bool = False) -> None:
-        Likelihood.__init__(self, n_genes, composition=False)
-
-    def distribution(self, heads: Tensor, size: Tensor) -> Distribution:
-        """See :meth:`Likelihood.distribution`; ``size`` is not used."""
-        scale = softplus(heads[..., 1, :]) + 1e-3
-        return Normal(heads[..., 0, :], scale, validate_args=False)
-
-
-class PaperNegativeBinomialLikelihood(Likelihood):
-    """Reference implementation's negative binomial: no library size, two positive heads.
-
-    μ = softplus(a₁) + 10⁻³ and θ = softplus(a₂) + 10⁻³.
-    """
-
-    name = "paper_nb"
-    n_heads = 2
-    uses_size = False
-
-    def rate(self, heads: Tensor) -> Tensor:
-        """Mean of the counts themselves."""
-        return softplus(heads[..., 0, :]) + 1e-3
-
-    def distribution(self, heads: Tensor, size: Tensor) -> Distribution:
-        """See :meth:`Likelihood.distribution`; ``size`` is not used."""
-        mu = self.rate(heads)
-        return NegativeBinomial(mu=mu, theta=softplus(heads[..., 1, :]) + 1e-3, scale=mu)
 
 
 LIKELIHOODS: dict[str, type[Likelihood]] = {
@@ -196,18 +293,5 @@ LIKELIHOODS: dict[str, type[Likelihood]] = {
         ZeroInflatedNegativeBinomialLikelihood,
         PoissonLikelihood,
         NormalLikelihood,
-        PaperNormalLikelihood,
-        PaperNegativeBinomialLikelihood,
     )
 }
-
-
-def get_likelihood(name: str) -> type[Likelihood]:
-    """Look a likelihood up by name.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
-    """
-    return get_kind(LIKELIHOODS, name, "likelihood")

@@ -13,10 +13,10 @@ from torch.nn.functional import one_hot
 
 from scvci.data import _constants as keys
 
-from ._covariate_terms import Cells, Counterfactual, get_covariate_term
-from ._doses import DoseResponse, get_dose_response
-from ._likelihoods import get_likelihood
-from ._networks import EffectDecoder, Encoder, PaperDecoder, PaperEncoder
+from ._backbones import get_backbone
+from ._covariate_terms import Counterfactuals, TermInputs, get_covariate_term
+from ._doses import build_dose_response
+from ._likelihoods import add_shift
 from ._terms import individual_term, latent_divergence
 
 if TYPE_CHECKING:
@@ -52,55 +52,20 @@ class VCIModule(BaseModuleClass):
         super().__init__()
         self.sizes = sizes
         self.config = config
-        architecture, objective = config.architecture, config.objective
-        paper = architecture.kind == "paper"
-        name = config.likelihood
-        if paper and f"paper_{name}" in ("paper_normal", "paper_nb"):
-            name = f"paper_{name}"
-        self.likelihood = get_likelihood(name)(sizes.n_genes, composition=composition)
-
-        n_treatments, n_code = sizes.treatment_codes.shape
-        n_one_hot = sum(sizes.n_levels)
-        n_covariate = n_one_hot + sizes.n_continuous + sizes.n_batches
-        n_heads = self.likelihood.n_heads
-        widths = (architecture.n_latent, architecture.n_hidden, architecture.n_layers)
-        self.encoder: Encoder | PaperEncoder
-        self.decoder: EffectDecoder | PaperDecoder
-        if paper:
-            blocks = [*sizes.n_levels, *([1] * sizes.n_continuous)]
-            blocks += [sizes.n_batches] if sizes.n_batches else []
-            self.encoder = PaperEncoder(sizes.n_genes, n_code, blocks, *widths)
-            self.decoder = PaperDecoder(
-                architecture.n_latent, n_code, sizes.n_genes, n_heads, *widths[1:]
-            )
-        else:
-            self.encoder = Encoder(
-                sizes.n_genes, n_code, n_covariate, *widths, dropout=architecture.dropout
-            )
-            self.decoder = EffectDecoder(
-                architecture.n_latent,
-                n_code,
-                n_covariate if architecture.decoder_covariates else sizes.n_batches,
-                sizes.n_genes,
-                n_heads,
-                *widths[1:],
-                interaction=architecture.interaction,
-                stratum_effects=architecture.stratum_effects,
-                n_members=sizes.doses.shape[1],
-                n_batches=sizes.n_batches,
-                order=int((sizes.doses > 0).sum(axis=1).max()),
-            )
-        doses = sizes.doses
-        response = get_dose_response(architecture.dose_response)
-        # Where each member has one dose, every response is the same.
-        several = ((doses > 0) & (doses < 1)).any()
-        self.response = response(doses) if several else DoseResponse(doses)
+        objective = config.objective
+        kind = get_backbone(config.architecture.kind)
+        self.backbone = kind(sizes, config.architecture)
+        likelihood = kind.get_likelihood(config.likelihood)
+        self.likelihood = likelihood(sizes.n_genes, composition=composition)
+        self.encoder = self.backbone.build_encoder()
+        self.decoder = self.backbone.build_decoder(self.likelihood.n_heads)
+        self.response = build_dose_response(config.architecture.dose_response, sizes.doses)
+        codes = self.backbone.codes.table
+        n_treatments, n_code = codes.shape
         term = get_covariate_term(objective.covariate_term)
-        self.covariate_term = term(sizes.n_genes, n_code, n_covariate, objective.reduction)
+        self.covariate_term = term(sizes.n_genes, n_code, sizes.n_covariate, objective.reduction)
 
-        self.register_buffer(
-            "treatment_codes", torch.as_tensor(sizes.treatment_codes, dtype=torch.float32)
-        )
+        self.register_buffer("treatment_codes", torch.as_tensor(codes, dtype=torch.float32))
         shape = (sizes.n_strata, n_treatments, sizes.n_genes)
         self.register_buffer("calibration", torch.zeros(shape))
         self.register_buffer("reference_size", torch.tensor(1.0))
@@ -170,14 +135,16 @@ class VCIModule(BaseModuleClass):
 
     def codes(self, treatment: Tensor) -> Tensor:
         """Codes of arms by index, with strengths in place of doses, ``(n_cells, n_code)``."""
-        rows, n = self.treatment_codes[treatment], self.sizes.doses.shape[1]
-        return torch.cat([self.response(rows[:, :n]), rows[:, n:]], dim=-1)
+        rows, members = self.treatment_codes[treatment], self.backbone.codes.members
+        before, after = rows[:, : members.start], rows[:, members.stop :]
+        return torch.cat([before, self.response(rows[:, members]), after], dim=-1)
 
     def _code_of(self, treatment: Tensor) -> tuple[Tensor, int | None]:
         """Codes of cells, and their most members where these are not the arms'."""
         if not treatment.is_floating_point():
             return self.codes(treatment), None
-        return treatment, int((treatment[:, : self.sizes.doses.shape[1]] != 0).sum(-1).max())
+        members = treatment[:, self.backbone.codes.members]
+        return treatment, int((members != 0).sum(-1).max())
 
     # -- the model ------------------------------------------------------------------------------
 
@@ -203,6 +170,28 @@ class VCIModule(BaseModuleClass):
         return {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.QZ_KEY: qz}
 
     @auto_move_data
+    def linear_predictor(self, z: Tensor, treatment: Tensor, covariates: Tensor) -> Tensor:
+        """Decode to the linear predictors that the likelihood makes a distribution of.
+
+        Parameters
+        ----------
+        z
+            Latent states, shape ``(..., n_cells, n_latent)``.
+        treatment
+            Index of the treatment, shape ``(n_cells,)``, or codes, shape ``(n_cells, n_code)``.
+        covariates
+            Covariate codes, shape ``(n_cells, n_covariate)``.
+
+        Returns
+        -------
+        Shape ``(..., n_cells, n_heads, n_genes)``.
+        """
+        if not self.config.architecture.decoder_covariates:
+            covariates = covariates[:, covariates.shape[-1] - self.sizes.n_batches :]
+        code, order = self._code_of(treatment)
+        return self.decoder(z, code, covariates, order)
+
+    @auto_move_data
     def generative(
         self,
         z: Tensor,
@@ -215,28 +204,21 @@ class VCIModule(BaseModuleClass):
 
         Parameters
         ----------
-        z
-            Latent states, shape ``(..., n_cells, n_latent)``.
+        z, treatment, covariates
+            See :meth:`linear_predictor`.
         size
             Library sizes or size factors, shape ``(n_cells, 1)``.
-        treatment
-            Index of the treatment, shape ``(n_cells,)``, or codes, shape ``(n_cells, n_code)``.
-        covariates
-            Covariate codes, shape ``(n_cells, n_covariate)``.
         shift
             Added to the linear predictor of the mean, shape ``(n_cells, n_genes)``.
         """
-        if not self.config.architecture.decoder_covariates:
-            covariates = covariates[:, covariates.shape[-1] - self.sizes.n_batches :]
-        code, order = self._code_of(treatment)
-        heads = self.decoder(z, code, covariates, order)
+        heads = self.linear_predictor(z, treatment, covariates)
         if shift is not None:
-            heads = torch.cat([heads[..., :1, :] + shift.unsqueeze(-2), heads[..., 1:, :]], dim=-2)
+            heads = add_shift(heads, shift)
         return {MODULE_KEYS.PX_KEY: self.likelihood.distribution(heads, size)}
 
     def counterfactual(
         self, tensors: dict[str, Tensor], qz: Normal
-    ) -> tuple[Counterfactual, Normal]:
+    ) -> tuple[Counterfactuals, Normal]:
         """Construct y′ under the batch's targets t′ and re-encode it.
 
         One further draw of z is decoded with t′; y′ is the mean of the output distribution. A
@@ -263,7 +245,7 @@ class VCIModule(BaseModuleClass):
         stratum = stratum.long().squeeze(-1)
         supported = tensors.get(keys.SUPPORTED_KEY)
         empty = expression.new_zeros(0)
-        cells = Counterfactual(
+        cells = Counterfactuals(
             features=features,
             treatment=codes,
             covariates=covariates,
@@ -312,10 +294,8 @@ class VCIModule(BaseModuleClass):
             + objective.covariate * covariate
             + kl_weight * objective.divergence * divergence.mean()
         )
-        if isinstance(self.decoder, EffectDecoder):
-            unit = self.sizes.n_genes if objective.reduction == "mean" else 1
-            loss = loss + self.decoder.penalty() / unit
-            loss = loss + self.response.penalty() * self.decoder.prior_weight / unit
+        unit = self.sizes.n_genes if objective.reduction == "mean" else 1
+        loss = loss + self.decoder.penalty(self.response.penalty()) / unit
         return LossOutput(
             loss=loss,
             reconstruction_loss=individual,
@@ -334,7 +314,7 @@ class VCIModule(BaseModuleClass):
             qz = self.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
             generated, _ = self.counterfactual(tensors, qz)
             scaled = self.at_reference_size(inputs["expression"], inputs["size"])
-        real = Cells(
+        real = TermInputs(
             features=self.features(scaled),
             treatment=self.codes(inputs["treatment"]),
             covariates=inputs["covariates"],
@@ -373,7 +353,7 @@ class VCIModule(BaseModuleClass):
         effect_variances: tuple[float, ...] | None = None,
         n_cells: int = 1,
     ) -> None:
-        """Set scales from the training cells.
+        """Set scales from the training cells, as far as the backbone uses them.
 
         Parameters
         ----------
@@ -386,14 +366,12 @@ class VCIModule(BaseModuleClass):
         continuous
             Mean and standard deviation of the continuous covariates.
         effect_variances, n_cells
-            See :meth:`EffectDecoder.set_prior`; ``None`` leaves effects without a prior.
+            See :meth:`scvci.module.Decoder.start`.
         """
         self.reference_size.fill_(reference_size)
+        feature_mean = self.backbone.feature_location(feature_mean)
         names = ("feature_mean", "feature_scale", "continuous_mean", "continuous_scale")
         for name, value in zip(names, (feature_mean, feature_scale, *continuous), strict=True):
             self.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float32))
-        if isinstance(self.decoder, EffectDecoder):
-            rate = torch.as_tensor(mean_rate, dtype=torch.float32, device=self.device)
-            self.decoder.set_bias(self.likelihood.initial_bias(rate))
-            if effect_variances is not None:
-                self.decoder.set_prior(effect_variances, n_cells)
+        rate = torch.as_tensor(mean_rate, dtype=torch.float32, device=self.device)
+        self.decoder.start(self.likelihood.initial_bias(rate), effect_variances, n_cells)

@@ -1,4 +1,4 @@
-"""Encoder q(z | y, x, t) and decoders p(y | z, t)."""
+"""Encoder q(z | y, x, t) and decoder p(y | z, t): a baseline plus a treatment effect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from scvi.nn import FCLayers
 from torch import Tensor, nn
 from torch.distributions import Normal
-from torch.nn.functional import linear, one_hot, relu, softplus
+from torch.nn.functional import linear, one_hot, softplus
+
+from ._backbone import Decoder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -67,10 +69,10 @@ class Encoder(nn.Module):
     def forward(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
         """Return q(z | y, x, t), batch shape ``(n_cells, n_latent)``."""
         hidden = self.body(torch.cat([features, treatment, covariates], dim=-1))
-        return _normal(self.mean(hidden), self.raw_sigma(hidden))
+        return latent_normal(self.mean(hidden), self.raw_sigma(hidden))
 
 
-class EffectDecoder(nn.Module):
+class EffectDecoder(Decoder):
     r"""Linear predictor of p(y | z, t): a baseline plus a treatment effect.
 
     .. math:: \eta(z, x, t) = b(z, x) + \min(1, \textstyle\sum_i t_i)\,(m + x^\top s)
@@ -123,11 +125,7 @@ class EffectDecoder(nn.Module):
         self.n_covariate = n_covariate - n_batches
         n, n_arms, n_covariate = self.n_members, n_treatment - self.n_members, self.n_covariate
         #: Features of the mixed model in blocks: m, a, s, e and r.
-        self.blocks = (
-            (1, n, n_covariate, n * n_covariate, n_arms)
-            if stratum_effects
-            else (0, n, 0, 0, n_arms)
-        )
+        self.blocks = effect_blocks(n, n_covariate, n_arms, stratum_effects)
         self.effects = nn.Linear(sum(self.blocks), n_heads * n_genes, bias=False)
         nn.init.zeros_(self.effects.weight)
         self.interaction: nn.Module | None = None
@@ -143,19 +141,7 @@ class EffectDecoder(nn.Module):
     def forward(
         self, z: Tensor, treatment: Tensor, covariates: Tensor, order: int | None = None
     ) -> Tensor:
-        """Return the linear predictors, shape ``(..., n_heads, n_genes)``.
-
-        Parameters
-        ----------
-        z
-            Latent states, shape ``(..., n_cells, n_latent)``.
-        treatment
-            Treatment codes, shape ``(n_cells, n_treatment)``.
-        covariates
-            Covariate codes, shape ``(n_cells, n_covariate)``.
-        order
-            Most members of a treatment, by default that of the training data.
-        """
+        """See :meth:`Decoder.forward`."""
         members, beyond = treatment.split(
             (self.n_members, treatment.shape[-1] - self.n_members), dim=-1
         )
@@ -191,8 +177,8 @@ class EffectDecoder(nn.Module):
         crossed = (members.unsqueeze(-1) * covariates.unsqueeze(-2)).flatten(-2)
         return torch.cat([common, members, common * covariates, crossed, beyond], dim=-1)
 
-    def penalty(self) -> Tensor:
-        """Negative log-prior of the effects, in nats per cell, up to a constant."""
+    def penalty(self, further: Tensor | float = 0.0) -> Tensor:
+        """See :meth:`Decoder.penalty`."""
         total = _student_penalty(self.effects.weight, self.prior_variance)
         if self.interaction is not None:
             out = self.interaction_out
@@ -201,7 +187,14 @@ class EffectDecoder(nn.Module):
             by_unit = self.interaction_variance * 2 / out.in_features
             total = total + _student_penalty(out.weight, by_unit)
             total = total + _student_penalty(out.bias, self.interaction_variance)
-        return total * self.prior_weight
+        return (total + further) * self.prior_weight
+
+    @torch.no_grad()
+    def start(self, bias: Tensor, effect_variances: Sequence[float] | None, n_cells: int) -> None:
+        """See :meth:`Decoder.start`; without variances, effects have no prior."""
+        self.baseline_out.bias[: self.shape[1]] = bias
+        if effect_variances is not None:
+            self.set_prior(effect_variances, n_cells)
 
     def set_prior(self, variances: Sequence[float], n_cells: int) -> None:
         """Scale the priors.
@@ -222,76 +215,22 @@ class EffectDecoder(nn.Module):
         self.prior_variance.copy_(torch.tensor(scales).repeat_interleave(sizes))
         self.prior_weight.fill_(1 / n_cells)
 
-    def set_bias(self, bias: Tensor) -> None:
-        """Start the first head at the linear predictor of the mean cell."""
-        with torch.no_grad():
-            self.baseline_out.bias[: self.shape[1]] = bias
 
+def effect_blocks(
+    n_members: int, n_covariate: int, n_beyond: int, stratum_effects: bool
+) -> tuple[int, ...]:
+    """Widths of m, a, s, e and r, the blocks of the mixed model's features.
 
-class PaperEncoder(nn.Module):
-    """Encoder of the reference implementation's gene model.
-
-    Linear outcome embedding (256), linear embedding of each covariate (16), hidden layers with
-    batch normalisation, and a rectifier over both latent heads, so that the mean is non-negative
-    and the standard deviation is at least log 2 + 10⁻³.
+    Parameters
+    ----------
+    n_members, n_covariate, n_beyond
+        Members, covariates that effects depend on, and terms of arms beyond their members.
+    stratum_effects
+        See :class:`~scvci.module.Architecture`.
     """
-
-    def __init__(
-        self,
-        n_genes: int,
-        n_treatment: int,
-        n_levels: list[int],
-        n_latent: int,
-        n_hidden: int,
-        n_layers: int,
-        n_outcome_embedding: int = 256,
-        n_covariate_embedding: int = 16,
-    ) -> None:
-        super().__init__()
-        self.n_latent = n_latent
-        self.n_levels = n_levels
-        self.outcome = nn.Linear(n_genes, n_outcome_embedding)
-        self.covariates = nn.ModuleList(nn.Linear(n, n_covariate_embedding) for n in n_levels)
-        n_in = n_outcome_embedding + n_treatment + n_covariate_embedding * len(n_levels)
-        self.body = _paper_mlp(n_in, n_hidden, n_layers, n_latent * 2)
-
-    def forward(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
-        """Return q(z | y, x, t), batch shape ``(n_cells, n_latent)``."""
-        one_hots = covariates.split(self.n_levels, dim=-1)
-        embedded = [layer(x) for layer, x in zip(self.covariates, one_hots, strict=True)]
-        heads = relu(self.body(torch.cat([self.outcome(features), treatment, *embedded], dim=-1)))
-        mean, raw_sigma = heads.unflatten(-1, (self.n_latent, 2)).unbind(-1)
-        return _normal(mean, raw_sigma)
-
-
-class PaperDecoder(nn.Module):
-    """Decoder of the reference implementation's gene model: z and the treatment code, no x."""
-
-    def __init__(
-        self,
-        n_latent: int,
-        n_treatment: int,
-        n_genes: int,
-        n_heads: int,
-        n_hidden: int,
-        n_layers: int,
-    ) -> None:
-        super().__init__()
-        self.shape = (n_heads, n_genes)
-        self.body = _paper_mlp(n_latent + n_treatment, n_hidden, n_layers, n_heads * n_genes)
-
-    def forward(
-        self, z: Tensor, treatment: Tensor, covariates: Tensor, order: int | None = None
-    ) -> Tensor:
-        """Return the linear predictors, shape ``(..., n_heads, n_genes)``; x is not used."""
-        treatment = treatment.expand(*z.shape[:-1], treatment.shape[-1])
-        inputs = torch.cat([z, treatment], dim=-1)
-        # Batch normalisation wants two axes: latent draws and cells are one axis to it.
-        return (
-            self.body(inputs.flatten(0, -2))
-            .unflatten(-1, self.shape)
-            .unflatten(0, inputs.shape[:-1])
-        )
+    if not stratum_effects:
+        return (0, n_members, 0, 0, n_beyond)
+    return (1, n_members, n_covariate, n_members * n_covariate, n_beyond)
 
 
 def _student_penalty(weight: Tensor, variance: Tensor) -> Tensor:
@@ -300,14 +239,6 @@ def _student_penalty(weight: Tensor, variance: Tensor) -> Tensor:
     return 0.5 * (_PRIOR_DOF + 1) * torch.log1p(squared).sum()
 
 
-def _normal(mean: Tensor, raw_sigma: Tensor) -> Normal:
+def latent_normal(mean: Tensor, raw_sigma: Tensor) -> Normal:
     """Gaussian with a positive spread; torch's validation would wait for the GPU at each call."""
     return Normal(mean, softplus(raw_sigma) + _MIN_SIGMA, validate_args=False)
-
-
-def _paper_mlp(n_in: int, n_hidden: int, n_layers: int, n_out: int) -> nn.Sequential:
-    """Linear → batch normalisation → rectifier, and a linear output."""
-    layers: list[nn.Module] = []
-    for width in [n_in] + [n_hidden] * (n_layers - 1):
-        layers += [nn.Linear(width, n_hidden), nn.BatchNorm1d(n_hidden), nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(n_hidden, n_out))

@@ -17,11 +17,11 @@ class DataSizes:
     ----------
     n_genes
         Genes.
-    treatment_codes
-        Code of each treatment, shape ``(n_treatments, n_code)``: the relative doses of its
-        members, and columns for what arms do beyond their members.
+    doses
+        Dose of each member in each arm as a share of the member's largest dose, shape
+        ``(n_arms, n_members)``; all zero for the control.
     control
-        Index of the control among the treatments.
+        Index of the control among the arms.
     n_levels
         Levels of each categorical covariate.
     n_continuous
@@ -30,20 +30,17 @@ class DataSizes:
         Observed combinations of covariate levels.
     n_batches
         Technical batches, 0 where they are not told apart.
-    n_members
-        Columns that are doses of members, by default all.
     """
 
     n_genes: int
-    treatment_codes: np.ndarray
+    doses: np.ndarray
     control: int
     n_levels: list[int]
     n_continuous: int
     n_strata: int
-    n_members: int | None = None
     n_batches: int = 0
 
     @property
-    def doses(self) -> np.ndarray:
-        """Relative dose of each member in each treatment, shape ``(n_treatments, n_members)``."""
-        return self.treatment_codes[:, : self.n_members]
+    def n_covariate(self) -> int:
+        """Width of the covariate code: one-hot levels, continuous covariates and batches."""
+        return sum(self.n_levels) + self.n_continuous + self.n_batches

@@ -10,13 +10,13 @@ import pytest
 import torch
 from scipy import stats
 
-from scvci.module import COVARIATE_TERMS, Cells, Counterfactual, get_covariate_term
+from scvci.module import COVARIATE_TERMS, Counterfactuals, TermInputs, get_covariate_term
 
 
 def _cells(n=6, k=5, n_genes=4, seed=0, **changes):
     torch.manual_seed(seed)
     expression = torch.rand(n, n_genes) * 3
-    cells = Counterfactual(
+    cells = Counterfactuals(
         features=torch.log1p(expression),
         treatment=torch.eye(2)[torch.arange(n) % 2],
         covariates=torch.ones(n, 1),
@@ -111,7 +111,7 @@ def test_energy_match_prefers_the_right_distribution():
 def test_discriminator_losses_by_hand():
     cells = _cells()
     term = _term("discriminator")
-    real = Cells(cells.features.flip(0), cells.treatment, cells.covariates)
+    real = TermInputs(cells.features.flip(0), cells.treatment, cells.covariates)
     fake_logit, real_logit = term._logit(cells), term._logit(real)
     expected = 0.5 * (
         torch.log1p(torch.exp(-real_logit)).mean() + torch.log1p(torch.exp(fake_logit)).mean()

@@ -14,9 +14,7 @@ N, G, T = 8, 5, 3
 
 
 def _module(term="moments", likelihood="nb", preset="default"):
-    paper = preset == "paper"
-    codes = np.eye(T, dtype=np.float32)
-    sizes = DataSizes(G, codes if paper else codes[:, 1:], 0, [2], n_continuous=1, n_strata=2)
+    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, [2], n_continuous=1, n_strata=2)
     return VCIModule(sizes, build_config(preset, likelihood, None, None, {"covariate_term": term}))
 
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from scvci.data import _constants as keys
-from scvci.module import PRESETS, DataSizes, VCIModule
-from scvci.module._networks import PaperDecoder, PaperEncoder
+from scvci.module import BACKBONES, LIKELIHOODS, PRESETS, DataSizes, VCIModule
+from scvci.module._paper import PaperDecoder, PaperEncoder
 
 N, G, T = 6, 5, 3
 
@@ -21,9 +21,7 @@ N, G, T = 6, 5, 3
 @pytest.fixture
 def module():
     torch.manual_seed(0)
-    sizes = DataSizes(
-        G, np.eye(T, dtype=np.float32), 0, n_levels=[2, 3], n_continuous=0, n_strata=4
-    )
+    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, n_levels=[2, 3], n_continuous=0, n_strata=4)
     return VCIModule(sizes, PRESETS["paper"])
 
 
@@ -50,6 +48,41 @@ def test_settings_are_those_of_the_reference():
     assert (objective.reduction, objective.kl) == ("mean", "paper")
     assert PRESETS["paper"].architecture.n_latent == 128
     assert PRESETS["paper"].target_sampling == "paper"
+
+
+def test_training_is_that_of_the_reference():
+    training = BACKBONES["paper"].training
+    assert training.batch_size == 64
+    assert training.n_epochs(n_cells=10**6, batch_size=64) == 1000
+    assert training.plan == {
+        "lr": 3e-4,
+        "weight_decay": 4e-7,
+        "clip": None,
+        "lr_decay": [450, 900],
+    }
+
+
+def test_weights_have_no_prior_and_features_are_not_centred(module):
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    module.set_statistics(
+        reference_size=2.0,
+        mean_rate=np.full(G, 0.1),
+        feature_mean=np.ones(G),
+        feature_scale=np.ones(G),
+        continuous=(np.zeros(0), np.ones(0)),
+        effect_variances=(0.1, 0.1, 0.1, 0.1, 0.1),
+        n_cells=100,
+    )
+    assert module.decoder.penalty(1.0) == 0
+    after = module.state_dict()
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert changed == ["reference_size"]
+
+
+def test_other_likelihoods_are_the_package_s():
+    likelihoods = BACKBONES["paper"].likelihoods
+    changed = {name for name in likelihoods if likelihoods[name] is not LIKELIHOODS[name]}
+    assert changed == {"normal", "nb"}
 
 
 def test_encoder_heads_are_rectified(module):
@@ -109,6 +142,10 @@ def test_decoder_ignores_covariates_and_gives_a_sigma_per_cell_and_gene(module):
 
 def test_control_has_a_column_of_its_own(module):
     torch.testing.assert_close(module.treatment_codes, torch.eye(T))
+    doses = np.array([[0, 0], [0.5, 0], [1, 0], [1, 1]])
+    codes = BACKBONES["paper"].encode_arms(doses)
+    np.testing.assert_array_equal(codes.table, np.hstack([[[1], [0], [0], [0]], doses]))
+    np.testing.assert_array_equal(codes.table[:, codes.members], doses)
 
 
 def test_objective_by_hand(module, tensors):
@@ -159,7 +196,7 @@ def test_batch_without_matches_keeps_the_other_terms(module, tensors):
 
 def test_negative_binomial_heads():
     torch.manual_seed(0)
-    sizes = DataSizes(G, np.eye(T, dtype=np.float32), 0, n_levels=[1], n_continuous=0, n_strata=1)
+    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, n_levels=[1], n_continuous=0, n_strata=1)
     module = VCIModule(sizes, replace(PRESETS["paper"], likelihood="nb"))
     heads = torch.randn(4, 2, G)
     px = module.likelihood.distribution(heads, torch.full((4, 1), 1000.0))

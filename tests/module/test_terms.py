@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch.distributions import Normal
 
-from scvci.module import get_likelihood, individual_term, latent_divergence
+from scvci.module import individual_term, latent_divergence
 
 
 def _normal(mean, sd):
@@ -58,64 +57,3 @@ def test_individual_term_sums_or_averages_genes_and_averages_draws():
     )
     assert float(individual_term(py, y)) == pytest.approx(by_hand, rel=1e-5)
     assert float(individual_term(py, y, "mean")) == pytest.approx(by_hand / 3, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", ["nb", "zinb", "poisson"])
-def test_count_likelihoods_are_distributions_with_the_library_as_mean(name):
-    torch.manual_seed(1)
-    likelihood = get_likelihood(name)(4)
-    heads = torch.randn(1, likelihood.n_heads, 4)
-    size = torch.tensor([[30.0]])
-    px = likelihood.distribution(heads, size)
-    counts = torch.arange(2000.0)[:, None].expand(-1, 4)
-    # log pmf of every count for each gene: it sums to one and has the stated mean
-    pmf = likelihood.distribution(heads, size).log_prob(counts).exp()
-    torch.testing.assert_close(pmf.sum(0), torch.ones(4), atol=2e-3, rtol=0)
-    torch.testing.assert_close((pmf * counts).sum(0), px.mean[0], rtol=2e-2, atol=1e-2)
-    if name != "zinb":
-        assert float(px.mean.sum()) == pytest.approx(30.0, rel=1e-4)
-
-
-def test_negative_binomial_against_scipy():
-    likelihood = get_likelihood("nb")(3)
-    heads = torch.tensor([[[0.2, -0.4, 1.0]]])
-    counts = torch.tensor([[0.0, 3.0, 11.0]])
-    mu = 20 * torch.softmax(heads[0, 0], -1).numpy()
-    theta = likelihood.log_theta.exp().detach().numpy()
-    expected = stats.nbinom.logpmf(counts[0].numpy(), theta, theta / (theta + mu))
-    found = likelihood.distribution(heads, torch.tensor([[20.0]])).log_prob(counts)[0]
-    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-4)
-
-
-def test_zero_inflation_against_hand_computed_mixture():
-    likelihood = get_likelihood("zinb")(2)
-    heads = torch.tensor([[[0.0, 0.0], [-1.0, 2.0]]])
-    mu, theta = 5.0, likelihood.log_theta.exp().detach().numpy()
-    share = 1 / (1 + np.exp(-np.array([-1.0, 2.0])))
-    nb0 = stats.nbinom.pmf(0, theta, theta / (theta + mu))
-    nb2 = stats.nbinom.pmf(2, theta, theta / (theta + mu))
-    px = likelihood.distribution(heads, torch.tensor([[10.0]]))
-    zero, two = px.log_prob(torch.zeros(1, 2))[0], px.log_prob(torch.full((1, 2), 2.0))[0]
-    np.testing.assert_allclose(zero.exp().detach(), share + (1 - share) * nb0, rtol=1e-4)
-    np.testing.assert_allclose(two.exp().detach(), (1 - share) * nb2, rtol=1e-4)
-
-
-def test_size_factor_link_does_not_close_the_composition():
-    heads = torch.zeros(1, 1, 4)
-    size = torch.tensor([[2.0]])
-    assert float(get_likelihood("nb")(4).distribution(heads, size).mean.sum()) == pytest.approx(2)
-    open_ended = get_likelihood("nb")(4, composition=False)
-    assert float(open_ended.distribution(heads, size).mean.sum()) == pytest.approx(8)
-
-
-def test_normal_has_a_floor_under_sigma():
-    likelihood = get_likelihood("normal")(2)
-    with torch.no_grad():
-        likelihood.raw_sigma.fill_(-50.0)
-    px = likelihood.distribution(torch.zeros(1, 1, 2), torch.ones(1, 1))
-    assert px.scale.min().item() == pytest.approx(0.05)
-
-
-def test_unknown_likelihood_is_named():
-    with pytest.raises(ValueError, match="gamma.*nb"):
-        get_likelihood("gamma")

@@ -1,0 +1,108 @@
+"""Weights of a trained module in one that knows more treatments, covariate levels and batches.
+
+What is new is appended to each block of columns; old columns keep their weights.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Size, Tensor
+
+    from ._module import VCIModule
+
+#: Blocks of the last axis of a parameter: old columns, and the columns of the longer block, of
+#: which those that keep the old weights come first.
+type Columns = list[tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """How a parameter grows.
+
+    Attributes
+    ----------
+    columns
+        Its blocks of columns before and after.
+    fill
+        What new columns start at: the mean of the block's old ones, or zero.
+    """
+
+    columns: Columns
+    fill: Literal["mean", "zero"] = "mean"
+
+
+def extend_weights(old: VCIModule, new: VCIModule) -> dict[str, Tensor]:
+    """Copy weights and buffers to a module of more data.
+
+    Where a parameter grows, its backbone says how what is new starts, see
+    :meth:`scvci.module.Backbone.growth`.
+
+    Parameters
+    ----------
+    old
+        Trained module.
+    new
+        Module of the same architecture for more data; changed in place.
+
+    Returns
+    -------
+    For each parameter with new parts a mask of these, of its shape.
+
+    Raises
+    ------
+    ValueError
+        If the architecture has no place for what is new.
+    """
+    own, given = new.state_dict(), old.state_dict()
+    growth = new.backbone.growth(old.backbone)
+    masks = {}
+    for name, value in own.items():
+        source = given.get(name)
+        if name == "treatment_codes" or source is None:
+            continue
+        if source.shape == value.shape:
+            value.copy_(source)
+        elif name == "calibration":
+            value.zero_()
+            value[: source.shape[0], : source.shape[1]] = source
+        elif name in growth:
+            extended, masks[name] = _extend(source, value.shape, growth[name])
+            value.copy_(extended)
+        else:
+            raise ValueError(
+                f"Parameter {name!r} of this architecture cannot be extended by new treatments, "
+                "covariate levels or batches; train a model on all data."
+            )
+    return {name: masks[name] for name, _ in new.named_parameters() if name in masks}
+
+
+def lay_out(widths: list[tuple[int, int]]) -> Columns:
+    """Columns of consecutive blocks, of which each grows at its end.
+
+    Parameters
+    ----------
+    widths
+        Width of each block before and after.
+    """
+    columns, before, after = [], 0, 0
+    for n_old, n_new in widths:
+        columns.append((np.arange(before, before + n_old), np.arange(after, after + n_new)))
+        before, after = before + n_old, after + n_new
+    return columns
+
+
+def _extend(source: Tensor, shape: Size, growth: Growth) -> tuple[Tensor, Tensor]:
+    """Weights of the given shape, and a mask of those that are new."""
+    value, mask = source.new_zeros(shape), source.new_ones(shape)
+    for old, new in growth.columns:
+        kept, added = new[: len(old)], new[len(old) :]
+        value[..., kept] = source[..., old]
+        mask[..., kept] = 0
+        if growth.fill == "mean" and len(old) and len(added):
+            value[..., added] = source[..., old].mean(dim=-1, keepdim=True)
+    return value, mask
