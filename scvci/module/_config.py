@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Literal
 
 #: Names by which users choose; the tables of kinds hold what is behind them.
 BackboneName = Literal["effect", "paper"]
@@ -20,9 +20,10 @@ class Architecture:
     Attributes
     ----------
     kind
-        ``"effect"``: the decoder is a baseline plus a treatment effect that is zero for the
-        control, a mixed model over strata. ``"paper"``: the reference implementation's networks
-        (``z`` and the treatment code concatenated, batch normalisation, rectified latent heads).
+        Backbone, see :data:`scvci.module.BACKBONES`. ``"effect"``: the decoder is a baseline plus
+        a treatment effect, zero for the control, that is a mixed model over strata. ``"paper"``:
+        the networks of the reference implementation (z and the treatment code concatenated, batch
+        normalisation, rectified latent heads).
     n_latent
         Dimensions of the latent state z.
     n_hidden
@@ -34,8 +35,8 @@ class Architecture:
     interaction
         Whether the effect of a treatment may depend on the latent state.
     stratum_effects
-        Whether effects may differ between strata beyond the latent state, as deviations that are
-        shrunk towards what strata have in common.
+        Whether effects may differ between strata beyond what the latent state explains, as
+        deviations that are shrunk towards what strata have in common.
     decoder_covariates
         Whether the decoder's baseline sees the covariates besides the latent state.
     dose_response
@@ -56,20 +57,20 @@ class Architecture:
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights and arithmetic of the three terms of the objective (VCI paper, eq. of the bound).
+    """Weights and arithmetic of the three terms of the objective.
 
     Attributes
     ----------
     individual, covariate, divergence
         Weights of the individual-specific likelihood, of the covariate-specific likelihood of the
         counterfactual, and of the latent divergence. In the bound all three are 1; a heavier
-        divergence measured better for pairs that were not observed.
+        divergence predicts pairs without cells better.
     covariate_term
         Kind of the covariate-specific term, see :data:`scvci.module.COVARIATE_TERMS`.
     n_samples
         Latent draws per cell for the individual-specific likelihood (S).
     n_reference
-        Real cells of (x, t′) drawn per cell (K) by the kinds that compare with single cells.
+        Real cells of (x, t′) drawn per cell (K), for kinds that compare with single cells.
     reduction
         ``"sum"``: likelihoods are summed over genes, the units of the bound (nats per cell).
         ``"mean"``: averaged over genes, as in the reference implementation.
@@ -90,13 +91,19 @@ class Objective:
 
 @dataclass(frozen=True)
 class ModuleConfig:
-    """Everything that defines the module besides the sizes of the data."""
+    """Everything that defines the module besides the sizes of the data.
+
+    Attributes
+    ----------
+    likelihood
+        Name of the likelihood p(y | z, t).
+    architecture, objective
+        Networks, and the terms of the objective.
+    target_sampling
+        How targets t′ are drawn, see :class:`~scvci.data.CounterfactualSampler`.
+    """
 
     likelihood: LikelihoodName = "nb"
     architecture: Architecture = field(default_factory=Architecture)
     objective: Objective = field(default_factory=Objective)
     target_sampling: Literal["balanced", "paper"] = "balanced"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings as nested plain dictionaries."""
-        return asdict(self)

@@ -1,4 +1,4 @@
-"""Counterfactual expression of a cell that keeps what its latent state does not explain."""
+"""Coupling of counterfactuals: a cell keeps the noise that its latent state does not explain."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def expect_with_residuals(factual: Distribution, target: Distribution, outcome: Tensor) -> Tensor:
-    r"""Return what a cell is expected to be in a world that shares its noise.
+    r"""Return the expected counterfactual of a cell, given its outcome.
 
-    Counts are points of a Poisson process that all worlds share: a world with a higher rate keeps
-    the molecules of this one and adds some, a world with a lower rate keeps each of them with the
+    Counts are points of a Poisson process that all worlds share: at a higher rate a cell keeps its
+    molecules and gains some, at a lower rate it keeps each of them with a probability that is the
     ratio of the rates. With the mean μ in this world, μ′ in the other, and y observed,
 
     .. math:: \operatorname{E}[Y' \mid y] = y \min\Big(1, \frac{\mu'}{\mu}\Big)
@@ -28,13 +28,14 @@ def expect_with_residuals(factual: Distribution, target: Distribution, outcome: 
     outcome keeps its deviation from the mean, :math:`y + \mu' - \mu`.
 
     These are abduction, action and prediction (Pearl, "Causality", 2009, section 7.1) with
-    monotone noise. Data that show each cell in one world cannot tell how worlds share noise.
+    monotone noise. How worlds share noise cannot be learned from data in which each cell is seen
+    in one world only.
 
     Parameters
     ----------
     factual, target
         The cell's expression in this world and in the other: both negative binomial, both Poisson
-        or both normal, of scvi-tools, batch shape ``(..., n_cells, n_genes)``.
+        or both normal (scvi-tools' distributions), batch shape ``(..., n_cells, n_genes)``.
     outcome
         Measured expression, shape ``(n_cells, n_genes)``.
 
@@ -55,7 +56,7 @@ def expect_with_residuals(factual: Distribution, target: Distribution, outcome: 
 
 @torch.no_grad()
 def sample_with_residuals(factual: Distribution, target: Distribution, outcome: Tensor) -> Tensor:
-    """Draw what :func:`expect_with_residuals` is the mean of.
+    """Draw counterfactuals of a cell, whose mean :func:`expect_with_residuals` returns.
 
     Parameters
     ----------
@@ -64,8 +65,8 @@ def sample_with_residuals(factual: Distribution, target: Distribution, outcome: 
 
     Returns
     -------
-    Shape ``(..., n_cells, n_genes)``: whole numbers for counts. A normal outcome has no noise of
-    its own left, so that draws differ by latent states only.
+    Shape ``(..., n_cells, n_genes)``: whole numbers for counts. Of a normal outcome nothing is
+    left to draw, so that draws differ by their latent states only.
 
     Raises
     ------
@@ -83,7 +84,7 @@ def sample_with_residuals(factual: Distribution, target: Distribution, outcome: 
 def _couple(
     factual: Distribution, target: Distribution, outcome: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Share of counts that is kept, rate of added ones, and shape and rate of the frailty."""
+    """Share of counts that are kept, rate of added ones, and shape and rate of the frailty."""
     zero_inflated = isinstance(factual, ZeroInflatedNegativeBinomial)
     if zero_inflated or not isinstance(factual, NegativeBinomial | Poisson):
         raise TypeError(

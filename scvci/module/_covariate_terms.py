@@ -18,13 +18,13 @@ from torch.nn.functional import softplus
 from ._kinds import get_kind
 from ._terms import reduce_genes
 
-#: Smallest variance of a gene in nats: keeps genes that never vary from dominating.
+#: Smallest variance of a gene's expression: keeps genes that never vary from dominating.
 _MIN_VARIANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class TermInputs:
-    """Cells as a covariate-specific term sees them.
+    """What a critic is told of cells.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class TermInputs:
 
 @dataclass(frozen=True)
 class Counterfactuals(TermInputs):
-    """Constructed counterfactuals and the real cells they are held against.
+    """Constructed counterfactuals, and the real cells with which they are compared.
 
     Attributes
     ----------
@@ -57,7 +57,7 @@ class Counterfactuals(TermInputs):
         Moments of the real cells of (x, t′) at the reference size, ``(n_cells, n_genes)``.
     reference
         Real cells of (x, t′) at the reference size, ``(n_cells, n_reference, n_genes)``, where
-        the kind asks for them.
+        the kind needs them.
     """
 
     expression: Tensor
@@ -89,7 +89,7 @@ class CovariateTerm(nn.Module):
         self.reduction = reduction
 
     def forward(self, cells: Counterfactuals) -> Tensor:
-        """Return the term per cell, shape ``(n_cells,)``; only supported rows are meant."""
+        """Return the term per cell, ``(n_cells,)``; rows without reference cells mean nothing."""
         raise NotImplementedError
 
     def critic_loss(self, real: TermInputs, generated: TermInputs) -> Tensor:
@@ -266,7 +266,12 @@ COVARIATE_TERMS: dict[str, type[CovariateTerm]] = {
 
 
 def get_covariate_term(name: str) -> type[CovariateTerm]:
-    """Look a kind up by name.
+    """Look up a kind by name.
+
+    Parameters
+    ----------
+    name
+        Its name.
 
     Raises
     ------

@@ -67,7 +67,7 @@ class MonotoneResponse(DoseResponse):
     .. math:: f(d) = \frac{d^n (1 + k^n)}{d^n + k^n}
 
     A member with one dose keeps f(1) = 1 whatever k and n are. Log-normal priors, around the
-    geometric middle of the measured doses and a slope of 1, hold what the data do not show.
+    geometric middle of the measured doses and a slope of 1, decide what the data do not.
     """
 
     name = "monotone"
@@ -103,7 +103,7 @@ DOSE_RESPONSES: dict[str, type[DoseResponse]] = {
 
 
 def get_dose_response(name: str) -> type[DoseResponse]:
-    """Look a response up by name.
+    """Look up a response by name.
 
     Parameters
     ----------

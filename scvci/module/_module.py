@@ -83,7 +83,7 @@ class VCIModule(BaseModuleClass):
         return tensors[REGISTRY_KEYS.X_KEY].sum(-1, keepdim=True)
 
     def at_reference_size(self, expression: Tensor, size: Tensor) -> Tensor:
-        """Expression as a cell of the reference size would show it; a cell without counts is 0."""
+        """Scale expression to the reference size; a cell without counts stays zero."""
         if not self.likelihood.uses_size:
             return expression
         return expression * (self.reference_size / torch.where(size > 0, size, 1.0))
@@ -97,8 +97,8 @@ class VCIModule(BaseModuleClass):
     def covariate_codes(self, tensors: dict[str, Tensor], counterfactual: bool = False) -> Tensor:
         """One-hot categorical and standardised continuous covariates, ``(n_cells, n_covariate)``.
 
-        A level that the model does not know (code −1) is all zeros. Technical batches come last;
-        ``counterfactual`` takes those of the targets, where there are any.
+        A level that the model does not know (code −1) is all zeros. Technical batches come last,
+        with ``counterfactual`` those drawn for the targets, where there are any.
         """
         codes = tensors[keys.COVARIATES_KEY].long()
         blocks = [
@@ -140,7 +140,7 @@ class VCIModule(BaseModuleClass):
         return torch.cat([before, self.response(rows[:, members]), after], dim=-1)
 
     def _code_of(self, treatment: Tensor) -> tuple[Tensor, int | None]:
-        """Codes of cells, and their most members where these are not the arms'."""
+        """Codes of cells; of given codes also the most members of a cell."""
         if not treatment.is_floating_point():
             return self.codes(treatment), None
         members = treatment[:, self.backbone.codes.members]
@@ -221,8 +221,8 @@ class VCIModule(BaseModuleClass):
     ) -> tuple[Counterfactuals, Normal]:
         """Construct y′ under the batch's targets t′ and re-encode it.
 
-        One further draw of z is decoded with t′; y′ is the mean of the output distribution. A
-        batch without drawn targets gets the control for every cell.
+        One further draw of z is decoded with t′; y′ is the mean of the output distribution. In a
+        batch without drawn targets every cell gets the control.
 
         Returns
         -------
@@ -271,10 +271,8 @@ class VCIModule(BaseModuleClass):
     ) -> LossOutput:
         """Compute the VCI objective: three weighted terms, each also reported by its name.
 
-        The priors of the decoder's effects are added.
-
-        The covariate-specific term is averaged over the cells whose (x, t′) has real cells; a
-        batch without any keeps the other two terms.
+        The covariate-specific term is averaged over the cells whose (x, t′) has real cells; in a
+        batch without any it is zero. Priors of the weights are added, where the decoder has any.
         """
         objective = self.config.objective
         qz = inference_outputs[MODULE_KEYS.QZ_KEY]

@@ -87,10 +87,10 @@ class EffectDecoder(Decoder):
     measured strata would go into h or a and be carried over to strata where the treatment was not
     measured.
 
-    Student-t priors with 4 degrees of freedom hold m, a, s, e and r to the scales of
-    :meth:`set_prior`: small effects shrink together, the few large ones are left as they are. The
-    output weights of h have one, too, by which effects on single cells vary as much as effects on
-    means do: where treatments do nothing, they do nothing to any cell.
+    m, a, s, e and r have Student-t priors with 4 degrees of freedom and the scales of
+    :meth:`set_prior`: small effects are shrunk, the few large ones hardly. The output weights of h
+    have one, too, by which effects on single cells vary as much as effects on means do: where
+    treatments do nothing on average, they do nothing to any cell.
     """
 
     prior_variance: Tensor

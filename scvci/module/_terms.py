@@ -26,7 +26,7 @@ def individual_term(
     expression
         Observed expression, shape ``(n_cells, n_genes)``.
     reduction
-        How genes are reduced.
+        Whether genes are summed or averaged.
 
     Returns
     -------

@@ -12,7 +12,8 @@ import torch
 class RestoreBest(pl.Callback):
     """Put back the weights of the epoch with the lowest monitored value when training ends.
 
-    Kept in memory: scvi-tools' checkpoint callback writes a directory for each improvement.
+    They are kept in memory; scvi-tools' checkpoint callback writes a directory for each
+    improvement.
 
     Parameters
     ----------

@@ -13,20 +13,20 @@ if TYPE_CHECKING:
 
     from scvci.module import VCIModule
 
-#: The critic is trained before every second step of the generator (reference implementation).
+#: The critic is trained before every second step of the generator, as in the paper's code.
 _CRITIC_FREQUENCY = 2
 
 
 class VCITrainingPlan(TrainingPlan):
     """Optimise the weighted objective.
 
-    It differs from scvi-tools' plan in four ways. The weight of the divergence is not warmed up
-    by default: it takes the place of a prior only when it acts from the start
+    It differs from scvi-tools' plan in five ways. The weight of the divergence is not warmed up
+    by default, as the divergence takes the place of a prior only if it acts from the start
     (``n_epochs_kl_warmup=400`` restores scvi-tools' behaviour). Adam's ``eps`` is torch's. The
-    learning rate falls to zero along a cosine, so that the last epochs average out the noise of
-    the drawn targets (``lr_decay=None`` keeps it constant). And a covariate-specific term with a
-    critic is trained by alternating optimisation: the critic has an optimiser of its own with the
-    same settings.
+    norm of the gradient is limited (``clip=None`` for no limit). The learning rate falls to zero
+    along a cosine, so that the last epochs average out the noise of the drawn targets
+    (``lr_decay=None`` keeps it constant). And a covariate-specific term with a critic is trained
+    by alternating optimisation: the critic has an optimiser of its own with the same settings.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class VCITrainingPlan(TrainingPlan):
         self._log_epoch("validation")
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
-        """One step of the generator, after one of the critic where it is its turn."""
+        """One step of the generator, in every second batch after one of the critic."""
         if self.automatic_optimization:
             return self._score(batch, "train")
         generator, critic = self.optimizers()
@@ -157,7 +157,7 @@ class VCITrainingPlan(TrainingPlan):
     def validation_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> None:
         """Score a batch with the same latent draws in every epoch.
 
-        Epochs then differ in the weights only, not in luck.
+        Scores of epochs then differ by the weights only, not by chance.
         """
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
