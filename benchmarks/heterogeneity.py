@@ -19,6 +19,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from scvci import tl
 import scvci
 from scvci.model import VCI
 
@@ -45,9 +46,7 @@ def run(heterogeneity: float, inverse_dispersion: float, seed: int, epochs: int)
     model = VCI(adata, n_latent=6, seed=seed)
     options = {"accelerator": "cpu", "enable_progress_bar": False}
     model.train(max_epochs=1, **options)
-    table = model.test_heterogeneity(
-        "IFNb", n_folds=3, show_progress=False, max_epochs=epochs, **options
-    )
+    table = tl.heterogeneity_test(model, "IFNb", n_folds=3, show_progress=False, max_epochs=epochs, **options)
     table["truth"] = np.nan
     log_fold = np.log(adata.layers["true_IFNb"] / adata.layers["true_control"])
     for stratum in model.strata:

@@ -18,6 +18,7 @@ import anndata
 import numpy as np
 import pandas as pd
 
+from scvci import tl
 from scvci.datasets import simulate_perturbation
 from scvci.model import VCI
 
@@ -72,9 +73,7 @@ def intervals(
         )
     }
     for method in ("stratum", "individual"):
-        layers[method] = model.predict_interval(
-            treatment, level, method, indices=rows, layer_added=method
-        )
+        layers[method] = tl.predict_interval(model, treatment, level, method, indices=rows, layer_added=method)
     return {name: tuple(adata.layers[end][rows] for end in ends) for name, ends in layers.items()}
 
 

@@ -20,14 +20,12 @@ from sklearn.linear_model import Ridge
 from scvci.data import Cohort, compute_statistics
 from scvci.metrics import (
     BASELINES,
-    effect_variances,
-    forecast_levels,
     log_normalise,
-    pair_levels,
     pair_pseudobulks,
     pseudobulk,
 )
 from scvci.model import VCI
+from scvci.pooling import effect_variances, forecast, pair_means
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,9 +107,11 @@ def mixed_model(case: Case, seed: int) -> Prediction:
         Cohort(cells, None, np.arange(cells.n_obs), treatment, stratum, shape[1], shape[0]),
         uses_size=True,
     )
-    moments = [m.reshape(*shape, -1) for m in (statistics.pair_mean, statistics.pair_var)]
-    levels = pair_levels(*moments, statistics.pair_count.reshape(shape))
-    table = forecast_levels(levels, effect_variances(levels))
+    means = pair_means(
+        statistics.pairs, statistics.pair_mean, statistics.pair_var, statistics.pair_count
+    )
+    fitted = forecast(means, effect_variances(means))
+    table = fitted.at(*(codes.ravel() for codes in np.indices(shape))).reshape(*shape, -1)
     return _from_table(case, table, arms, strata)
 
 

@@ -1,6 +1,6 @@
 """Variational causal inference for single-cell perturbation data."""
 
-from . import data, datasets, effects, metrics, model, module, pl, train
+from . import data, datasets, effects, metrics, model, module, pl, pooling, tl, train
 from ._version import __version__
 
 __all__ = [
@@ -12,5 +12,7 @@ __all__ = [
     "model",
     "module",
     "pl",
+    "pooling",
+    "tl",
     "train",
 ]

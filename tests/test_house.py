@@ -13,17 +13,18 @@ import pytest
 import scvci
 
 PACKAGE = Path(scvci.__file__).parent
-PUBLIC = ["data", "datasets", "effects", "metrics", "model", "module", "pl", "train"]
+PUBLIC = ["data", "datasets", "effects", "metrics", "model", "module", "pl", "pooling", "train"]
 #: Which folders a folder may import from; everything may use metrics.
 ALLOWED = {
-    "data": set(),
+    "data": {"pooling"},
     "datasets": set(),
     "effects": set(),
     # `evaluate` reads AnnData by the same names and errors; the metrics themselves take arrays.
     "metrics": {"data"},
+    "pooling": set(),
     "module": {"data"},
     "train": {"module"},
-    "model": {"train", "module", "data", "effects"},
+    "model": {"train", "module", "data", "effects", "pooling"},
     "pl": {"model"},
     "cli": {"model", "data", "datasets", "pl"},
 }

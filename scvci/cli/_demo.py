@@ -111,8 +111,8 @@ def _load(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
 
 def _parts(model: VCI, seed: int) -> list[np.ndarray]:
     """Training, validation and test rows of a user's data."""
-    treatment, stratum = model._codes()
-    group = stratum * len(model.treatments) + treatment
+    cells = model.cells()
+    group = cells.stratum * cells.n_treatments + cells.treatment
     rng = np.random.default_rng(seed)
     return list(split_cells(group, 0.9 - _TEST_SHARE, 0.1, rng))
 
@@ -125,10 +125,10 @@ def _score(model: VCI, layers: dict[str, str], simulated: bool) -> pd.DataFrame:
     scores = evaluate(
         model.adata,
         layers,
-        treatment_key=model._setup_arg("treatment_key"),
-        control=model.control,
-        covariate_keys=model._setup_arg("categorical_covariate_keys") or (),
-        counts_layer=model._setup_arg("layer"),
+        treatment_key=model.setup_args["treatment_key"],
+        control=model.setup_args["control"],
+        covariate_keys=model.setup_args["categorical_covariate_keys"] or (),
+        counts_layer=model.setup_args["layer"],
         truth={t: f"true_{t}" for t in layers} if simulated else None,
         test=None if simulated else model.test_indices,
         baselines=list(BASELINES) if simulated else True,
@@ -153,9 +153,8 @@ def _wide(scores: pd.DataFrame, simulated: bool) -> pd.DataFrame:
 def _effects(model: VCI, layers: dict[str, str], simulated: bool) -> pd.DataFrame:
     """Long table of observed and predicted effects per gene, of all pairs that can be compared."""
     adata, control = model.adata, model.control
-    layer = model._setup_arg("layer")
-    counts = adata.X if layer is None else adata.layers[layer]
-    treatment, stratum = model._codes()
+    cells = model.cells()
+    treatment, stratum = cells.treatment, cells.stratum
     test = np.ones(adata.n_obs, dtype=bool)
     if not simulated:
         test[model.train_indices] = test[model.validation_indices] = False
@@ -163,12 +162,12 @@ def _effects(model: VCI, layers: dict[str, str], simulated: bool) -> pd.DataFram
     for x, t in np.ndindex(len(model.strata), len(model.treatments)):
         name = model.treatments[t]
         base = (stratum == x) & (treatment == 0)
-        cells = (stratum == x) & (treatment == t)
-        seen, query = cells.any(), base & test
+        treated = (stratum == x) & (treatment == t)
+        seen, query = treated.any(), base & test
         if simulated:
             true = [adata.layers[f"true_{arm}"][query] for arm in (name, control)]
         else:
-            true = [counts[cells & test], counts[query]]
+            true = [cells.block(np.flatnonzero(rows)) for rows in (treated & test, query)]
         guess = [adata.layers[layers[arm]][base] for arm in (name, control)]
         if t == 0 or min(part.sum() for part in (*true, *guess)) <= 0:
             continue
@@ -178,7 +177,7 @@ def _effects(model: VCI, layers: dict[str, str], simulated: bool) -> pd.DataFram
                     "treatment": name,
                     "stratum": model.strata[x],
                     "pair": "seen" if seen else "held out",
-                    "gene": model.gene_names_,
+                    "gene": cells.genes,
                     "observed": pseudobulk(true[0]) - pseudobulk(true[1]),
                     "predicted": pseudobulk(guess[0]) - pseudobulk(guess[1]),
                 }

@@ -1,19 +1,19 @@
-"""How treatments are written: labels with a separator, doses, or a matrix of members."""
+"""What a cell was treated with: read once from labels, doses or a matrix, then an object."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from scvci._names import unknown_name_message
-
-from ._names import as_labels, encode, missing_key_message
+from ._labels import as_names, encode, missing_key_message, read_labels
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from anndata import AnnData
 
@@ -21,9 +21,43 @@ if TYPE_CHECKING:
 AT = "@"
 #: Joins members where the data do not say how, as in a matrix of members.
 DEFAULT_SEPARATOR = "+"
+_NUMBER = r"(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
-#: Members of a condition and their doses; empty for the control.
-type Condition = dict[str, float]
+
+@dataclass(frozen=True)
+class Condition:
+    """Members and their doses; without members, the control.
+
+    Attributes
+    ----------
+    members
+        Names in sorted order.
+    doses
+        Their doses, all positive; 1 in data without doses.
+    """
+
+    members: tuple[str, ...] = ()
+    doses: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, doses: Mapping[str, float]) -> Condition:
+        """Collect members with their doses; a dose of 0 is no member.
+
+        Parameters
+        ----------
+        doses
+            Dose of each member.
+        """
+        given = sorted((name, float(dose)) for name, dose in doses.items() if dose > 0)
+        return cls(tuple(name for name, _ in given), tuple(dose for _, dose in given))
+
+    def items(self) -> Iterator[tuple[str, float]]:
+        """Yield members with their doses."""
+        return zip(self.members, self.doses, strict=True)
+
+
+#: No treatment.
+CONTROL = Condition()
 
 
 @dataclass(frozen=True)
@@ -34,22 +68,53 @@ class TreatmentKeys:
     ----------
     key
         Column of ``obs`` with labels, or entry of ``obsm`` with a data frame of members.
-    control
-        Label of the control.
+    controls
+        Labels of untreated cells; the first names the control.
     dose_key
-        Column of ``obs`` with doses, or ``None``.
+        Column of ``obs`` with doses, or the ``key`` of a matrix of doses, or ``None``.
     separator
         Between the members of a combination, or ``None`` where a label is one treatment.
     """
 
     key: str
-    control: str
+    controls: tuple[str, ...]
     dose_key: str | None = None
     separator: str | None = None
 
+    @property
+    def control(self) -> str:
+        """Name of the control."""
+        return self.controls[0]
 
-def parse_condition(label: str, dose: Any, keys: TreatmentKeys) -> Condition:
-    """Read members and doses.
+    @cached_property
+    def joint(self) -> str:
+        """What joins members in names."""
+        return self.separator or DEFAULT_SEPARATOR
+
+    def name(self, condition: Condition) -> str:
+        """Name a condition: its members, with doses where there are doses.
+
+        Parameters
+        ----------
+        condition
+            Members and doses.
+        """
+        if not condition.members:
+            return self.control
+        if self.dose_key is None:
+            return self.joint.join(condition.members)
+        return self.joint.join(f"{m}{AT}{format_dose(d)}" for m, d in condition.items())
+
+
+def format_dose(dose: float) -> str:
+    """Shortest text of a number that reads back as the same number, without ``+``."""
+    if 1e-9 < dose < 1e15:
+        return np.format_float_positional(dose, trim="-")
+    return np.format_float_scientific(dose, trim="-", exp_digits=1).replace("e+", "e")
+
+
+def parse_label(label: str, dose: Any, keys: TreatmentKeys) -> Condition:
+    """Read a label of the data and its dose.
 
     Parameters
     ----------
@@ -57,7 +122,7 @@ def parse_condition(label: str, dose: Any, keys: TreatmentKeys) -> Condition:
         Treatment, or several with the separator between them.
     dose
         One dose for each member, as a number or a text with the separator; ignored without
-        ``dose_key``.
+        ``dose_key`` and for the control.
     keys
         How treatments are written.
 
@@ -66,8 +131,8 @@ def parse_condition(label: str, dose: Any, keys: TreatmentKeys) -> Condition:
     ValueError
         If a member has no name or occurs twice, or a dose cannot be read; with the label.
     """
-    if label == keys.control:
-        return {}
+    if label in keys.controls:
+        return CONTROL
     parts = [label]
     if keys.separator is not None:
         parts = [part.strip() for part in label.split(keys.separator)]
@@ -76,59 +141,91 @@ def parse_condition(label: str, dose: Any, keys: TreatmentKeys) -> Condition:
             f"Treatment {label!r} has a member without a name: its name holds the separator "
             f"{keys.separator!r}. Choose a separator= that is in no name, or rename the treatment."
         )
-    members = [part for part in parts if part != keys.control]
-    if len(set(members)) < len(members):
-        raise ValueError(f"Treatment {label!r} names a member twice; give it once, with its dose.")
-    if keys.dose_key is None:
-        return dict.fromkeys(sorted(members), 1.0)
-    doses = _parse_doses(label, dose, len(parts), keys)
-    condition = dict(zip(parts, doses, strict=True))
-    return {name: condition[name] for name in sorted(members) if condition[name] > 0}
+    doses = [1.0] * len(parts)
+    if keys.dose_key is not None:
+        doses = parse_doses(label, dose, len(parts), keys.joint)
+    return condition_of(label, parts, doses, keys)
 
 
-def _parse_doses(label: str, dose: Any, n: int, keys: TreatmentKeys) -> list[float]:
-    separator = keys.separator or DEFAULT_SEPARATOR
-    texts = str(dose).split(separator)
+def condition_of(
+    label: str, members: Sequence[str], doses: Sequence[float], keys: TreatmentKeys
+) -> Condition:
+    """Put members and doses together; controls among the members are left out.
+
+    Parameters
+    ----------
+    label
+        What they were read from, for the message.
+    members, doses
+        Names and doses.
+    keys
+        How treatments are written.
+
+    Raises
+    ------
+    ValueError
+        If a member occurs twice.
+    """
+    given = {}
+    for member, dose in zip(members, doses, strict=True):
+        if member in keys.controls:
+            continue
+        if member in given:
+            raise ValueError(
+                f"Treatment {label!r} names a member twice; give it once, with its dose."
+            )
+        given[member] = dose
+    return Condition.of(given)
+
+
+def parse_doses(label: str, dose: Any, n: int, separator: str) -> list[float]:
+    """Read the doses of a treatment's members.
+
+    Parameters
+    ----------
+    label
+        The treatment, for the message.
+    dose
+        A number, or a text with one number for each member.
+    n
+        Number of members.
+    separator
+        Between the numbers; an exponent such as that of ``1e+06`` is part of its number.
+
+    Raises
+    ------
+    ValueError
+        If there are not ``n`` numbers of at least 0.
+    """
+    text = str(dose).strip()
+    joint = re.escape(separator.strip()) if separator.strip() else r"\s"
+    if re.fullmatch(rf"{_NUMBER}(?:\s*{joint}\s*{_NUMBER})*", text):
+        texts = re.findall(_NUMBER, text)
+    else:
+        texts = [part.strip() for part in text.split(separator)]
     if len(texts) != n:
         raise ValueError(
             f"Treatment {label!r} has {n} members and {len(texts)} doses ({dose!r}). Give one "
             f"dose for each member, such as {separator.join(['1.0'] * n)!r}."
         )
-    values = []
-    for text in texts:
-        try:
-            value = float(text)
-        except ValueError:
-            value = np.nan
-        if not (np.isfinite(value) and value >= 0):
-            raise ValueError(
-                f"Dose {text.strip()!r} of treatment {label!r} is not a number of at least 0 "
-                "(dose_key). Give every treated cell a dose in numbers, without its unit."
-            )
-        values.append(value)
-    return values
+    return [_dose(part, label) for part in texts]
 
 
-def arm_name(condition: Condition, keys: TreatmentKeys) -> str:
-    """Name of a condition: sorted members, with doses where there are doses.
-
-    Parameters
-    ----------
-    condition
-        Members and doses.
-    keys
-        How treatments are written.
-    """
-    if not condition:
-        return keys.control
-    joint = keys.separator or DEFAULT_SEPARATOR
-    if keys.dose_key is None:
-        return joint.join(sorted(condition))
-    return joint.join(f"{m}{AT}{condition[m]:g}" for m in sorted(condition))
+def _dose(text: str, label: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = np.nan
+    if not (np.isfinite(value) and value >= 0):
+        raise ValueError(
+            f"Dose {text!r} of treatment {label!r} is not a number of at least 0 (dose_key). Give "
+            "every treated cell a dose in numbers, without its unit."
+        )
+    return value
 
 
 def find_keys(
-    adata: AnnData, key: str, control: str, dose_key: str | None, separator: str | None
+    adata: AnnData, key: str, control: Any, dose_key: str | None, separator: str | None
 ) -> TreatmentKeys:
     """Complete what a user says about treatments by what the data show.
 
@@ -138,22 +235,28 @@ def find_keys(
     ----------
     adata
         The cells.
-    key, control, dose_key, separator
+    key, dose_key, separator
         See :class:`TreatmentKeys`.
+    control
+        One label of untreated cells, or several.
 
     Raises
     ------
     ValueError
-        If the separator is empty or in the name of the control, or a matrix comes with a column
-        of doses.
+        If the separator is empty or in the name of a control, there is no control label, or a
+        matrix comes with a column of doses.
     """
-    if separator is not None and (not separator or separator in control):
+    controls = tuple(dict.fromkeys(as_names(control)))
+    if not controls:
+        raise ValueError("control= is empty; pass the label of the untreated cells.")
+    if separator is not None and (not separator or any(separator in c for c in controls)):
         raise ValueError(
-            f"separator={separator!r} is empty or part of the control's name {control!r}; choose "
-            "one that is in no name."
+            f"separator={separator!r} is empty or part of the control's name "
+            f"{controls[0] if len(controls) == 1 else list(controls)!r}; choose one that is in no "
+            "name."
         )
     if key in adata.obs or key not in adata.obsm:
-        return TreatmentKeys(key, control, dose_key, separator)
+        return TreatmentKeys(key, controls, dose_key, separator)
     if dose_key is not None:
         raise ValueError(
             f"dose_key={dose_key!r} is for labels; the entries of obsm[{key!r}] are the doses."
@@ -161,11 +264,13 @@ def find_keys(
     table = adata.obsm[key]
     if isinstance(table, pd.DataFrame) and not table.isin([0, 1]).all(axis=None):
         dose_key = key
-    return TreatmentKeys(key, control, dose_key, separator or DEFAULT_SEPARATOR)
+    return TreatmentKeys(key, controls, dose_key, separator)
 
 
-def read_arms(adata: AnnData, keys: TreatmentKeys) -> tuple[np.ndarray, dict[str, Condition]]:
-    """Name the arm of every cell.
+def read_conditions(
+    adata: AnnData, keys: TreatmentKeys, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, list[Condition]]:
+    """Read the condition of every cell.
 
     Parameters
     ----------
@@ -173,10 +278,13 @@ def read_arms(adata: AnnData, keys: TreatmentKeys) -> tuple[np.ndarray, dict[str
         The cells.
     keys
         Where and how treatments are written.
+    rows
+        Cells that need a treatment; ``None`` for all.
 
     Returns
     -------
-    Names, shape ``(n_cells,)``, and the condition of each name.
+    Code of each cell, shape ``(n_cells,)``, −1 where its label is missing, and the distinct
+    conditions by code.
 
     Raises
     ------
@@ -184,76 +292,83 @@ def read_arms(adata: AnnData, keys: TreatmentKeys) -> tuple[np.ndarray, dict[str
         With the column, label or dose at fault.
     """
     if keys.key not in adata.obs and keys.key in adata.obsm:
-        labels, doses = _from_matrix(adata, keys)
+        codes, read = _read_matrix(adata, keys, rows)
     else:
-        if keys.key not in adata.obs:
-            raise KeyError(missing_key_message(adata, keys.key, "treatment_key"))
-        labels = as_labels(adata.obs[keys.key], keys.key)
-        doses = np.full(len(labels), "1", dtype=object)
-        if keys.dose_key is not None:
-            if keys.dose_key not in adata.obs:
-                raise KeyError(missing_key_message(adata, keys.dose_key, "dose_key"))
-            doses = adata.obs[keys.dose_key].astype(str).to_numpy(dtype=object)
-    pairs = pd.MultiIndex.from_arrays([labels, doses])
-    codes, unique = pairs.factorize()
-    conditions = [parse_condition(label, dose, keys) for label, dose in unique]
-    names = np.array([arm_name(c, keys) for c in conditions], dtype=object)
-    return names[codes], dict(zip(names, conditions, strict=True))
+        codes, read = _read_columns(adata, keys, rows)
+    conditions = list(dict.fromkeys(read))
+    index = {condition: i for i, condition in enumerate(conditions)}
+    lookup = np.array([index[condition] for condition in read] + [-1], dtype=np.int64)
+    return lookup[codes], conditions
 
 
-def _from_matrix(adata: AnnData, keys: TreatmentKeys) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and doses from a data frame of members, a row of zeros being the control."""
+def _read_columns(
+    adata: AnnData, keys: TreatmentKeys, rows: np.ndarray | None
+) -> tuple[np.ndarray, list[Condition]]:
+    if keys.key not in adata.obs:
+        cure = (
+            f"Pass the right one to setup_anndata as treatment_key=. New cells that are untreated "
+            f"need one, too: add obs[{keys.key!r}] = {keys.control!r}."
+        )
+        raise KeyError(missing_key_message(adata, keys.key, "treatment_key", cure))
+    codes, labels = read_labels(adata.obs[keys.key], keys.key, rows)
+    if keys.dose_key is None:
+        return codes, [parse_label(label, None, keys) for label in labels]
+    treated = np.array([label not in keys.controls for label in labels] + [False])[codes]
+    if keys.dose_key not in adata.obs:
+        judged = treated if rows is None else treated[rows]
+        if judged.any():
+            cure = (
+                f"Treated cells need their dose; pass the right column to setup_anndata as "
+                f"dose_key=, or add obs[{keys.dose_key!r}]. Untreated cells need none."
+            )
+            raise KeyError(missing_key_message(adata, keys.dose_key, "dose_key", cure))
+        return np.where(treated, -1, codes), [
+            parse_label(label, 0, keys) if label in keys.controls else CONTROL for label in labels
+        ]
+    dose_codes, doses = pd.factorize(adata.obs[keys.dose_key], use_na_sentinel=False)
+    # The control has no dose, whatever its column says.
+    pair = np.where(codes < 0, -1, codes * len(doses) + np.where(treated, dose_codes, 0))
+    judged = np.unique(pair if rows is None else pair[rows])
+    judged = judged[judged >= 0]
+    conditions = [
+        parse_label(labels[code // len(doses)], doses[code % len(doses)], keys) for code in judged
+    ]
+    # Cells that are not judged may have what cannot be read.
+    return encode(pair, judged), conditions
+
+
+def _read_matrix(
+    adata: AnnData, keys: TreatmentKeys, rows: np.ndarray | None
+) -> tuple[np.ndarray, list[Condition]]:
+    """Conditions from a data frame of members, a row of zeros being the control."""
     table = adata.obsm[keys.key]
     if not isinstance(table, pd.DataFrame):
         raise ValueError(
             f"obsm[{keys.key!r}] must be a data frame whose columns are the treatments; got "
             f"{type(table).__name__}, which has no names."
         )
-    values = table.to_numpy(dtype=float)
+    values = table.to_numpy(dtype=float, na_value=np.nan)
     bad = ~np.isfinite(values) | (values < 0)
-    if bad.any():
-        row, column = (int(i[0]) for i in np.nonzero(bad))
+    judged = bad if rows is None else bad[rows]
+    if judged.any():
+        row, column = (int(i[0]) for i in np.nonzero(judged))
+        row = row if rows is None else int(rows[row])
         raise ValueError(
             f"obsm[{keys.key!r}] has {values[row, column]} for cell {adata.obs_names[row]!r}, "
             f"treatment {table.columns[column]!r}; doses are numbers of at least 0."
         )
-    separator = keys.separator or DEFAULT_SEPARATOR
     names = [str(name) for name in table.columns]
-    rows, inverse = np.unique(values, axis=0, return_inverse=True)
-    labels, doses = [], []
-    for row in rows:
-        given = np.flatnonzero(row)
-        labels.append(separator.join(names[i] for i in given) or keys.control)
-        doses.append(separator.join(f"{row[i]:g}" for i in given) or "0")
-    inverse = inverse.ravel()
-    return np.array(labels, dtype=object)[inverse], np.array(doses, dtype=object)[inverse]
-
-
-def encode_arms(names: np.ndarray, known: Sequence[str]) -> np.ndarray:
-    """Look up the codes of arms.
-
-    Parameters
-    ----------
-    names
-        Arm of each cell, shape ``(n_cells,)``.
-    known
-        The model's arms.
-
-    Returns
-    -------
-    Indices among the model's arms, shape ``(n_cells,)``.
-
-    Raises
-    ------
-    ValueError
-        If an arm is unknown; nothing is replaced by the control.
-    """
-    codes = encode(names, known)
-    if (codes < 0).any():
-        name = str(names[int(np.argmax(codes < 0))])
-        raise ValueError(
-            unknown_name_message("Treatment", name, known)
-            + " The model can only read cells under treatments that it was trained on; carry it "
-            "over with load_query_data, train it on data with this one, or correct the label."
+    unlabelled = bad.any(axis=1)
+    found, inverse = np.unique(np.where(bad, 0, values), axis=0, return_inverse=True)
+    # Single precision would turn 0.1 into 0.10000000149.
+    single = all(dtype == np.float32 for dtype in table.dtypes)
+    conditions = [
+        Condition.of(
+            {
+                names[i]: float(str(np.float32(row[i]))) if single else row[i]
+                for i in np.flatnonzero(row)
+            }
         )
-    return codes
+        for row in found
+    ]
+    return np.where(unlabelled, -1, inverse.ravel()), conditions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -11,9 +12,9 @@ from scvi.data.fields import BaseAnnDataField
 
 from scvci._names import unknown_name_message
 
-from ._conditions import TreatmentKeys, encode_arms, read_arms
+from ._conditions import CONTROL, Condition, TreatmentKeys, read_conditions
 from ._constants import BATCH_KEY, COVARIATES_KEY, TREATMENT_KEY
-from ._names import as_labels, encode, missing_key_message
+from ._labels import encode, missing_key_message, read_labels, warn_about_missing_text
 from ._treatments import Treatments
 
 if TYPE_CHECKING:
@@ -21,14 +22,75 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
 
+#: State of the registry and code of each cell.
+type Prepared = tuple[dict[str, Any], np.ndarray]
 
-class TreatmentField(BaseAnnDataField):
+
+class CodesField(BaseAnnDataField):
+    """A field whose cells have codes, computed before anything is written.
+
+    :meth:`prepare` reads the labels once; registering the same AnnData afterwards writes what it
+    found.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._prepared: tuple[AnnData, Prepared] | None = None
+
+    @abstractmethod
+    def read(self, adata: AnnData) -> Prepared:
+        """State and codes of new training data; nothing is written."""
+
+    @abstractmethod
+    def encode(self, adata: AnnData, state: dict[str, Any]) -> np.ndarray:
+        """Codes of other cells by the state of the training data."""
+
+    @property
+    def is_empty(self) -> bool:
+        """A model without treatment or strata does not exist."""
+        return False
+
+    @property
+    def attr_key(self) -> str:
+        """Key that holds the codes."""
+        return f"_scvi_{self.registry_key}"
+
+    def prepare(self, adata: AnnData) -> Prepared:
+        """Read labels, once for each AnnData.
+
+        Parameters
+        ----------
+        adata
+            The cells.
+        """
+        if self._prepared is None or self._prepared[0] is not adata:
+            self._prepared = (adata, self.read(adata))
+        return self._prepared[1]
+
+    def validate_field(self, adata: AnnData) -> None:
+        """Check that there are labels; what they say is checked where they are read."""
+
+    def register_field(self, adata: AnnData) -> dict[str, Any]:
+        """Write codes and return the state of new training data."""
+        state, codes = self.prepare(adata)
+        self._prepared = None
+        getattr(adata, self.attr_name)[self.attr_key] = codes
+        return state
+
+    def transfer_field(
+        self, state_registry: dict, adata_target: AnnData, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Encode other data by the state of the training data."""
+        codes = self.encode(adata_target, state_registry)
+        getattr(adata_target, self.attr_name)[self.attr_key] = codes
+        return dict(state_registry)
+
+
+class TreatmentField(CodesField):
     """Treatment of each cell.
 
-    The state in the registry is plain data: ``names`` of the arms in sorted order with the control
-    first, the ``control``, the ``original_key``, ``separator`` and ``dose_key``, the ``members``
-    with their ``doses`` in each arm (``None`` where every arm is a treatment of its own), and the
-    ``embeddings`` of treatments.
+    The state in the registry is that of :class:`~scvci.data.Treatments` and the ``embeddings`` of
+    treatments, all plain data.
 
     Parameters
     ----------
@@ -37,9 +99,6 @@ class TreatmentField(BaseAnnDataField):
     embeddings
         Names and features of treatments, measured or not.
     """
-
-    STATE_NAMES: ClassVar[str] = "names"
-    STATE_CONTROL: ClassVar[str] = "control"
 
     def __init__(
         self,
@@ -60,80 +119,131 @@ class TreatmentField(BaseAnnDataField):
         """Attribute of AnnData that holds the codes."""
         return "obs"
 
-    @property
-    def attr_key(self) -> str:
-        """Column that holds the codes."""
-        return f"_scvi_{TREATMENT_KEY}"
-
-    @property
-    def is_empty(self) -> bool:
-        """A model without treatment does not exist."""
-        return False
-
-    def validate_field(self, adata: AnnData) -> None:
-        """Check that every cell has a treatment that can be read."""
-        read_arms(adata, self.treatment_keys)
-
-    def register_field(self, adata: AnnData) -> dict[str, Any]:
+    def read(self, adata: AnnData) -> Prepared:
         """Collect the arms of new training data."""
-        super().register_field(adata)
         keys = self.treatment_keys
-        names, conditions = read_arms(adata, keys)
-        if keys.control not in conditions:
-            raise ValueError(
-                unknown_name_message(
-                    "control",
-                    keys.control,
-                    sorted(conditions),
-                    f"not a level of obs[{keys.key!r}]",
-                )
-                + " Pass control= with the label of the untreated cells."
-            )
+        codes, conditions = read_conditions(adata, keys)
+        where = f"obs[{keys.key!r}]" if keys.key in adata.obs else f"obsm[{keys.key!r}]"
+        if keys.key in adata.obs:
+            warn_about_missing_text(*read_labels(adata.obs[keys.key], keys.key), keys.key)
+            _check_controls(adata, keys)
+        if CONTROL not in conditions:
+            raise ValueError(f"{where} has no untreated cell, a row of zeros.")
         if len(conditions) < 2:
             raise ValueError(
-                f"obs[{keys.key!r}] has the single level {keys.control!r}. Without a second "
-                "treatment there is no effect to learn."
+                f"{where} has the single label {keys.control!r}. Without a second treatment there "
+                "is no effect to learn."
             )
         treatments = Treatments.from_conditions(conditions, keys)
-        adata.obs[self.attr_key] = encode_arms(names, treatments.names)
-        structured = keys.separator is not None or keys.dose_key is not None
-        return {
-            self.STATE_NAMES: treatments.names,
-            self.STATE_CONTROL: keys.control,
-            "original_key": keys.key,
-            "separator": keys.separator,
-            "dose_key": keys.dose_key,
-            "members": treatments.members,
-            "doses": treatments.doses.tolist() if structured else None,
-            "embeddings": None
-            if self.embeddings is None
-            else {"names": self.embeddings[0], "values": self.embeddings[1]},
-        }
+        state = treatments.to_state()
+        state["embeddings"] = None
+        if self.embeddings is not None:
+            names, values = self.embeddings
+            state["embeddings"] = {"names": list(names), "values": values.tolist()}
+        return state, np.array([treatments.index[c] for c in conditions], dtype=np.int64)[codes]
 
-    def transfer_field(
-        self, state_registry: dict, adata_target: AnnData, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Encode other data by the arms of the training data."""
-        super().transfer_field(state_registry, adata_target, **kwargs)
-        adata_target.obs[self.attr_key] = encode_treatments(adata_target, state_registry)
-        return dict(state_registry)
+    def encode(self, adata: AnnData, state: dict[str, Any]) -> np.ndarray:
+        """Look up the arms of other cells."""
+        treatments = Treatments.from_state(state)
+        codes, unknown = encode_treatments(adata, treatments)
+        check_treatments(codes, unknown, treatments)
+        return codes
 
     def get_summary_stats(self, state_registry: dict) -> dict[str, int]:
         """Count the arms, control included."""
-        return {"n_treatment": len(state_registry[self.STATE_NAMES])}
+        return {"n_treatment": len(state_registry["names"])}
 
     def view_state_registry(self, state_registry: dict) -> rich.table.Table:
         """Table of arms and their codes."""
         table = rich.table.Table(title="treatment State Registry")
         for column in ("Source Location", "Treatment", "Code"):
             table.add_column(column)
-        for code, name in enumerate(state_registry[self.STATE_NAMES]):
+        for code, name in enumerate(state_registry["names"]):
             source = f"adata.obs[{state_registry['original_key']!r}]" if code == 0 else ""
             table.add_row(source, name + (" (control)" if code == 0 else ""), str(code))
         return table
 
 
-class CovariateField(BaseAnnDataField):
+def _check_controls(adata: AnnData, keys: TreatmentKeys) -> None:
+    _, labels = read_labels(adata.obs[keys.key], keys.key)
+    for control in keys.controls:
+        if control not in labels:
+            raise ValueError(
+                unknown_name_message(
+                    "control", control, sorted(labels), f"not a label in obs[{keys.key!r}]"
+                )
+                + " Pass control= with the label (or a list of the labels) of the untreated cells."
+            )
+
+
+def encode_treatments(
+    adata: AnnData, treatments: Treatments, rows: np.ndarray | None = None
+) -> tuple[np.ndarray, dict[int, Condition]]:
+    """Look up the arm of each cell.
+
+    Parameters
+    ----------
+    adata
+        Cells with the registered treatment.
+    treatments
+        The model's arms.
+    rows
+        Cells that need a treatment that can be read; ``None`` for all.
+
+    Returns
+    -------
+    Index of each cell's arm, shape ``(n_cells,)``: −1 without a label, and −2, −3, … for arms that
+    the model does not have, which are returned by these codes.
+
+    Raises
+    ------
+    KeyError, ValueError
+        If a column is missing or a label cannot be read.
+    """
+    codes, conditions = read_conditions(adata, treatments.keys, rows)
+    unknown: dict[int, Condition] = {}
+    lookup = np.full(len(conditions) + 1, -1, dtype=np.int64)
+    for i, condition in enumerate(conditions):
+        arm = treatments.find(condition)
+        if arm is None:
+            arm = -2 - len(unknown)
+            unknown[arm] = condition
+        lookup[i] = arm
+    return lookup[codes], unknown
+
+
+def check_treatments(
+    codes: np.ndarray, unknown: dict[int, Condition], treatments: Treatments
+) -> None:
+    """Refuse cells under treatments that the model does not have.
+
+    Parameters
+    ----------
+    codes
+        Codes of the cells in question, see :func:`encode_treatments`.
+    unknown
+        Conditions that the model does not have.
+    treatments
+        The model's arms.
+
+    Raises
+    ------
+    ValueError
+        With the unknown treatment; nothing is replaced by the control.
+    """
+    if not (codes < 0).any():
+        return
+    code = int(codes[int(np.argmax(codes < 0))])
+    if code == -1:
+        raise ValueError("Some cells have no treatment label; drop these cells or label them.")
+    raise ValueError(
+        unknown_name_message("Treatment", treatments.name(unknown[code]), treatments.names)
+        + " The model can only read cells under treatments that it was trained on; carry it "
+        "over with load_query_data, train it on data with this one, or correct the label."
+    )
+
+
+class CovariateField(CodesField):
     """Categorical covariates of ``obs``; their observed combinations are the strata.
 
     Without covariates there is one covariate with one level, and so one stratum. Numbers can be
@@ -177,57 +287,60 @@ class CovariateField(BaseAnnDataField):
         return "obsm"
 
     @property
-    def attr_key(self) -> str:
-        """Key that holds the codes."""
-        return f"_scvi_{self._registry_key}"
+    def argument(self) -> str:
+        """Argument of ``setup_anndata`` that names the columns."""
+        return "batch_key" if self._registry_key == BATCH_KEY else "categorical_covariate_keys"
 
-    @property
-    def is_empty(self) -> bool:
-        """The field always exists, with a single stratum when there are no covariates."""
-        return False
+    def labels(
+        self, adata: AnnData, rows: np.ndarray | None = None
+    ) -> list[tuple[np.ndarray, list[str]]]:
+        """Codes and texts of each covariate, see :func:`read_labels`.
 
-    def validate_field(self, adata: AnnData) -> None:
-        """Check that the columns exist and have a label for each cell."""
-        is_batch = self._registry_key == BATCH_KEY
-        argument = "batch_key" if is_batch else "categorical_covariate_keys"
+        Parameters
+        ----------
+        adata
+            The cells.
+        rows
+            Cells that need a label; ``None`` for all.
+        """
+        columns = []
         for key in self.covariate_keys:
             if key not in adata.obs:
-                raise KeyError(missing_key_message(adata, key, argument))
-            as_labels(adata.obs[key], key)
-
-    def _labels(self, adata: AnnData) -> list[np.ndarray]:
-        columns = [as_labels(adata.obs[key], key) for key in self.covariate_keys]
+                raise KeyError(missing_key_message(adata, key, self.argument))
+            columns.append(read_labels(adata.obs[key], key, rows))
         for key, edges in self.edges.items():
+            if key not in adata.obs:
+                raise KeyError(missing_key_message(adata, key, "continuous_covariate_keys"))
             bins = np.digitize(adata.obs[key].to_numpy(dtype=float), np.asarray(edges))
-            columns.append(np.array([f"{key} q{i + 1}" for i in bins], dtype=object))
-        return columns or [np.full(adata.n_obs, self.SINGLE_LEVEL, dtype=object)]
+            columns.append((bins, [f"{key} q{i + 1}" for i in range(len(edges) + 1)]))
+        return columns or [(np.zeros(adata.n_obs, dtype=np.int64), [self.SINGLE_LEVEL])]
 
-    def register_field(self, adata: AnnData) -> dict[str, Any]:
+    def read(self, adata: AnnData) -> Prepared:
         """Collect levels and observed combinations."""
-        super().register_field(adata)
         for key in self.edges:
             values = adata.obs[key].to_numpy(dtype=float)
             inner = np.quantile(values, np.arange(1, self.n_bins) / self.n_bins)
             self.edges[key] = np.unique(inner).tolist()
-        labels = self._labels(adata)
-        levels = [sorted(set(column)) for column in labels]
-        codes = np.stack([encode(c, lv) for c, lv in zip(labels, levels, strict=True)], axis=1)
-        adata.obsm[self.attr_key] = codes
-        return {
+        columns, levels = [], []
+        for codes, texts in self.labels(adata):
+            # Categories without a cell are no levels.
+            present = sorted(texts[i] for i in np.unique(codes))
+            levels.append(present)
+            columns.append(encode(texts, present)[codes])
+        for (codes, texts), key in zip(self.labels(adata), self.covariate_keys, strict=False):
+            warn_about_missing_text(codes, texts, key)
+        codes = np.stack(columns, axis=1)
+        state = {
             "keys": self.covariate_keys,
             "edges": self.edges,
             "levels": levels,
             "strata": np.unique(codes, axis=0).tolist(),
         }
+        return state, codes
 
-    def transfer_field(
-        self, state_registry: dict, adata_target: AnnData, **kwargs: Any
-    ) -> dict[str, Any]:
-        """Encode other data by the levels of the training data."""
-        super().transfer_field(state_registry, adata_target, **kwargs)
-        self.validate_field(adata_target)
-        adata_target.obsm[self.attr_key] = encode_covariates(adata_target, state_registry)
-        return dict(state_registry)
+    def encode(self, adata: AnnData, state: dict[str, Any]) -> np.ndarray:
+        """Look up the levels of other cells."""
+        return encode_covariates(adata, state)
 
     def get_summary_stats(self, state_registry: dict) -> dict[str, int]:
         """Count covariates and strata, or batches."""
@@ -243,39 +356,19 @@ class CovariateField(BaseAnnDataField):
         table = rich.table.Table(title="covariates State Registry")
         for column in ("Source Location", "Levels"):
             table.add_column(column)
-        keys = [*state_registry["keys"], *state_registry.get("edges", {})]
+        keys = [*state_registry["keys"], *state_registry["edges"]]
         for key, levels in zip(keys, state_registry["levels"], strict=False):
             table.add_row(f"adata.obs[{key!r}]", ", ".join(levels))
         return table
 
 
-def encode_treatments(adata: AnnData, state: dict) -> np.ndarray:
-    """Look up the codes of the treatments of cells.
-
-    Parameters
-    ----------
-    adata
-        Cells with the registered treatment.
-    state
-        State registry of the treatment field.
-
-    Returns
-    -------
-    Indices among the model's arms, shape ``(n_cells,)``.
-
-    Raises
-    ------
-    KeyError
-        If a column is missing.
-    ValueError
-        If an arm is unknown; nothing is replaced by the control.
-    """
-    names, _ = read_arms(adata, Treatments.from_state(state).keys)
-    return encode_arms(names, state[TreatmentField.STATE_NAMES])
-
-
-def encode_covariates(adata: AnnData, state: dict) -> np.ndarray:
-    """Look up the codes of the covariates of cells.
+def encode_covariates(
+    adata: AnnData,
+    state: dict[str, Any],
+    rows: np.ndarray | None = None,
+    registry_key: str = COVARIATES_KEY,
+) -> np.ndarray:
+    """Look up the levels of the covariates of cells.
 
     Parameters
     ----------
@@ -283,10 +376,15 @@ def encode_covariates(adata: AnnData, state: dict) -> np.ndarray:
         Cells with the registered columns in ``obs``.
     state
         State registry of the covariate field.
+    rows
+        Cells that need known levels; ``None`` for all.
+    registry_key
+        Key of the field.
 
     Returns
     -------
-    Indices among the levels of each covariate, shape ``(n_cells, n_covariates)``.
+    Indices among the levels of each covariate, shape ``(n_cells, n_covariates)``; −1 for unknown
+    levels of other cells.
 
     Raises
     ------
@@ -295,24 +393,25 @@ def encode_covariates(adata: AnnData, state: dict) -> np.ndarray:
     ValueError
         If a level is unknown.
     """
-    field = CovariateField(state["keys"], state.get("edges"))
-    field.validate_field(adata)
+    field = CovariateField(state["keys"], state["edges"], registry_key=registry_key)
     columns = []
-    for i, labels in enumerate(field._labels(adata)):
-        codes = encode(labels, state["levels"][i])
-        if (codes < 0).any():
-            name = str(labels[int(np.argmax(codes < 0))])
+    for i, (codes, texts) in enumerate(field.labels(adata, rows)):
+        found = np.append(encode(texts, state["levels"][i]), -1)[codes]
+        judged = found if rows is None else found[rows]
+        if (judged < 0).any():
+            row = int(np.argmax(judged < 0))
+            name = texts[codes[row if rows is None else rows[row]]]
             kind = f"Level of covariate {[*state['keys'], *field.edges][i]!r}"
             raise ValueError(
                 unknown_name_message(kind, name, state["levels"][i])
                 + " The model has seen no cell of that level; leave these cells out, carry the "
                 "model over with load_query_data, or train on data that has them."
             )
-        columns.append(codes)
+        columns.append(found)
     return np.stack(columns, axis=1)
 
 
-def stratum_codes(codes: np.ndarray, state: dict) -> np.ndarray:
+def stratum_codes(codes: np.ndarray, state: dict[str, Any]) -> np.ndarray:
     """Find each row of covariate codes among the strata.
 
     Parameters
@@ -327,12 +426,14 @@ def stratum_codes(codes: np.ndarray, state: dict) -> np.ndarray:
     Index of the stratum, shape ``(n_cells,)``; −1 for a combination that training did not see.
     """
     shape = tuple(len(levels) for levels in state["levels"])
+    codes = np.asarray(codes, dtype=np.int64)
     strata = np.ravel_multi_index(np.asarray(state["strata"], dtype=np.int64).T, shape)
-    flat = np.ravel_multi_index(np.asarray(codes, dtype=np.int64).T, shape)
+    flat = np.ravel_multi_index(np.maximum(codes, 0).T, shape)
+    flat[(codes < 0).any(axis=1)] = -1
     return pd.Index(strata).get_indexer(pd.Index(flat)).astype(np.int64)
 
 
-def stratum_names(state: dict) -> list[str]:
+def stratum_names(state: dict[str, Any]) -> list[str]:
     """Name the strata, as ``"CD4 T | donor 1"``.
 
     Parameters

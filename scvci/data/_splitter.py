@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import lightning.pytorch as pl
 import numpy as np
 from scvi import settings
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
 from ._sampler import CounterfactualDataset, CounterfactualSampler
-
-if TYPE_CHECKING:
-    from scvi.data import AnnDataManager
 
 
 def split_cells(
@@ -41,16 +36,18 @@ def split_cells(
     Raises
     ------
     ValueError
-        If the shares are not shares.
+        If ``train_size`` is not in (0, 1], ``validation_size`` not in [0, 1), or their sum
+        exceeds 1.
     """
+    if not 0 < train_size <= 1:
+        raise ValueError(f"train_size={train_size} must be in (0, 1].")
     validation_size = 1 - train_size if validation_size is None else validation_size
-    if not (0 < train_size <= 1 and 0 <= validation_size < 1):
-        raise ValueError(
-            f"train_size={train_size} must lie in (0, 1] and validation_size={validation_size} in "
-            "[0, 1)."
-        )
+    if not 0 <= validation_size < 1:
+        raise ValueError(f"validation_size={validation_size} must be in [0, 1).")
     if train_size + validation_size > 1 + 1e-9:
-        raise ValueError(f"train_size + validation_size = {train_size + validation_size} > 1.")
+        raise ValueError(
+            f"train_size + validation_size = {train_size + validation_size:g} must not exceed 1."
+        )
     n = len(group)
     key = np.arange(n) if rng is None else rng.permutation(n)
     order = np.lexsort((key, group))
@@ -72,8 +69,6 @@ class CounterfactualSplitter(pl.LightningDataModule):
 
     Parameters
     ----------
-    adata_manager
-        Manager of the registered AnnData.
     sampler
         Draws targets and references from the training cells.
     parts
@@ -88,7 +83,6 @@ class CounterfactualSplitter(pl.LightningDataModule):
 
     def __init__(
         self,
-        adata_manager: AnnDataManager,
         sampler: CounterfactualSampler,
         parts: tuple[np.ndarray, np.ndarray, np.ndarray],
         batch_size: int,
@@ -102,12 +96,9 @@ class CounterfactualSplitter(pl.LightningDataModule):
         self.batch_size = batch_size
         self.seed = seed
         self.pin_memory = pin_memory
-        self._base = adata_manager.create_torch_dataset()
 
     def _loader(self, rows: np.ndarray, train: bool) -> DataLoader:
-        dataset = CounterfactualDataset(
-            self._base, rows, self.sampler, seed=None if train else self.seed
-        )
+        dataset = CounterfactualDataset(rows, self.sampler, seed=None if train else self.seed)
         order = RandomSampler(dataset) if train else SequentialSampler(dataset)
         # A batch is one item: a block of sparse rows is read and drawn for at once.
         return DataLoader(

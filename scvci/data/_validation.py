@@ -9,17 +9,20 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
-from ._conditions import TreatmentKeys, read_arms
-from ._constants import BATCH_KEY
-from ._fields import CovariateField
-from ._names import missing_key_message
+from ._labels import as_names, missing_key_message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from anndata import AnnData
 
+    from scvci.pooling import Pairs
+
+    from ._conditions import TreatmentKeys
+
 _CHUNK = 4096
+#: No logarithm of normalised counts is larger: log1p of 10⁶ is 13.8.
+_MAX_LOG = 20.0
 
 
 def iterate_rows(matrix: Any, chunk: int = _CHUNK) -> Iterator[Any]:
@@ -42,14 +45,18 @@ def get_matrix(adata: AnnData, layer: str | None) -> Any:
     ------
     KeyError
         If the layer does not exist.
+    ValueError
+        If ``X`` is empty.
     """
+    found = ", ".join(repr(name) for name in adata.layers if name) or "none"
     if layer is None:
+        if adata.X is None:
+            raise ValueError(f"adata.X is empty (None). Layers found: {found}. Pass layer=.")
         return adata.X
     if layer not in adata.layers:
-        found = ", ".join(repr(name) for name in adata.layers if name) or "none"
         raise KeyError(
-            f"adata.layers has no {layer!r} (argument layer). Layers found: {found}. Pass one of "
-            "them, or layer=None for adata.X."
+            f"adata.layers has no {layer!r} (argument layer of setup_anndata). Layers found: "
+            f"{found}. The model reads expression from this layer; new cells need it, too."
         )
     return adata.layers[layer]
 
@@ -58,13 +65,13 @@ def validate_setup(
     adata: AnnData,
     layer: str | None,
     treatment_keys: TreatmentKeys,
-    categorical_covariate_keys: Sequence[str] | None,
-    continuous_covariate_keys: Sequence[str] | None,
+    categorical_covariate_keys: Sequence[str],
+    continuous_covariate_keys: Sequence[str],
     size_factor_key: str | None,
     batch_key: str | None = None,
     continuous_strata: int = 1,
 ) -> None:
-    """Check everything that ``setup_anndata`` is about to register.
+    """Check what ``setup_anndata`` is about to register, but for the labels themselves.
 
     Nothing is written, so that a refused AnnData is left as it was.
 
@@ -79,7 +86,7 @@ batch_key, continuous_strata
     Raises
     ------
     KeyError, ValueError
-        With the column, level, gene or count that is at fault.
+        With the column, gene or count that is at fault.
     """
     if adata.n_obs == 0 or adata.n_vars == 0:
         raise ValueError(
@@ -87,19 +94,14 @@ batch_key, continuous_strata
         )
     _check_unique(adata.var_names, "gene", "var_names_make_unique")
     _check_unique(adata.obs_names, "cell", "obs_names_make_unique")
-    _check_lists(categorical_covariate_keys, continuous_covariate_keys)
-    read_arms(adata, treatment_keys)
-    CovariateField(categorical_covariate_keys).validate_field(adata)
-    batch = [] if batch_key is None else [batch_key]
-    CovariateField(batch, registry_key=BATCH_KEY).validate_field(adata)
     _check_repeated(
         treatment_keys.key,
-        [*(categorical_covariate_keys or []), *batch],
+        [*categorical_covariate_keys, *([] if batch_key is None else [batch_key])],
         continuous_covariate_keys,
     )
     if int(continuous_strata) != continuous_strata or continuous_strata < 1:
         raise ValueError(f"continuous_strata={continuous_strata} must be a whole number from 1.")
-    for key in continuous_covariate_keys or []:
+    for key in continuous_covariate_keys:
         _check_numeric(adata, key, "continuous_covariate_keys", positive=False)
     if size_factor_key is not None:
         _check_numeric(adata, size_factor_key, "size_factor_key", positive=True)
@@ -115,10 +117,26 @@ def _check_unique(names: pd.Index, kind: str, cure: str) -> None:
         )
 
 
-def _check_lists(*groups: Sequence[str] | None) -> None:
-    for group in groups:
-        if isinstance(group, str):
-            raise TypeError(f"Covariate keys must be a list of columns; got the string {group!r}.")
+def covariate_list(keys: Any, argument: str) -> list[str]:
+    """Columns as a list of text, from any sequence.
+
+    Parameters
+    ----------
+    keys
+        Names of columns, or ``None``.
+    argument
+        Argument that they were given for.
+
+    Raises
+    ------
+    TypeError
+        If they are a single string.
+    """
+    if keys is None:
+        return []
+    if isinstance(keys, str):
+        raise TypeError(f"{argument} must be a list of columns; got the string {keys!r}.")
+    return as_names(keys)
 
 
 def _check_repeated(
@@ -161,64 +179,144 @@ def _check_finite(matrix: Any, adata: AnnData, layer: str | None) -> None:
         row += block.shape[0]
 
 
-def validate_expression(adata: AnnData, layer: str | None, is_count: bool) -> None:
+def is_integral(matrix: Any) -> bool:
+    """Whether all values are whole and none is negative.
+
+    Parameters
+    ----------
+    matrix
+        Dense, sparse or backed.
+    """
+    for block in iterate_rows(matrix):
+        values = np.asarray(block.data if sparse.issparse(block) else block)
+        if (values < 0).any() or (values != np.rint(values)).any():
+            return False
+    return True
+
+
+def check_expression(
+    blocks: Iterable[tuple[np.ndarray, Any]],
+    cell_names: pd.Index,
+    genes: np.ndarray,
+    adata: AnnData,
+    layer: str | None,
+    is_count: bool,
+) -> None:
     """Check expression against the likelihood's support.
 
     Parameters
     ----------
+    blocks
+        Rows and their expression, dense or sparse.
+    cell_names, genes
+        Names of all rows, and of the columns.
     adata, layer
-        Where expression lies.
+        Where expression lies, for the message.
     is_count
-        Whether the likelihood is one of counts.
+        Whether the likelihood is one of counts, or else of log-normalised data.
 
     Raises
     ------
     ValueError
-        If a count likelihood meets negative or fractional values, naming cell and gene.
+        If a count likelihood meets negative or fractional values, or a normal one values that are
+        scaled or not logarithms; with the cell and gene.
+
+    Warns
+    -----
+    UserWarning
+        If a normal likelihood meets whole numbers.
     """
-    row, integral = 0, True
-    cell_totals, gene_totals = [], np.zeros(adata.n_vars)
-    matrix = get_matrix(adata, layer)
-    for block in iterate_rows(matrix):
+    integral = True
+    for rows, block in blocks:
         values = np.asarray(block.data if sparse.issparse(block) else block)
-        fractional = (values < 0) | (values != np.rint(values))
+        wrong = ~np.isfinite(values) | (values < 0)
+        fractional = values != np.rint(values)
         integral = integral and not fractional.any()
-        if is_count and fractional.any():
+        wrong |= fractional if is_count else values > _MAX_LOG
+        if wrong.any():
             dense = block.toarray() if sparse.issparse(block) else np.asarray(block)
-            bad = (dense < 0) | (dense != np.rint(dense))
+            bad = ~np.isfinite(dense) | (dense < 0)
+            bad |= dense != np.rint(dense) if is_count else dense > _MAX_LOG
             cell, gene = (int(i[0]) for i in np.nonzero(bad))
-            raise ValueError(
-                f"{_where(layer)} is not counts: cell {adata.obs_names[row + cell]!r}, gene "
-                f"{adata.var_names[gene]!r} is {dense[cell, gene]:g}. A count likelihood is "
-                "meaningless there; pass the layer of raw counts to setup_anndata, or use "
-                "likelihood='normal' for log-normalised data."
-            )
-        cell_totals.append(np.asarray(np.abs(block).sum(axis=1)).ravel())
-        gene_totals += np.asarray(np.abs(block).sum(axis=0)).ravel()
-        row += block.shape[0]
+            where = f"cell {str(cell_names[rows[cell]])!r}, gene {str(genes[gene])!r}"
+            explain = _explain_no_count if is_count else _explain_no_log
+            raise ValueError(explain(float(dense[cell, gene]), dense, where, adata, layer))
     if not is_count and integral:
         warnings.warn(
             f"{_where(layer)} holds whole numbers, but likelihood='normal' is meant for "
             "log-normalised data. Use likelihood='nb' for counts.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    if is_count:
-        _warn_empty(np.concatenate(cell_totals), gene_totals, adata)
 
 
-def _warn_empty(cell_totals: np.ndarray, gene_totals: np.ndarray, adata: AnnData) -> None:
+def _explain_no_count(
+    value: float, dense: np.ndarray, where: str, adata: AnnData, layer: str | None
+) -> str:
+    start = f"{_where(layer)} is not counts: {where} is {_digits(value)}."
+    if not np.isfinite(value):
+        return f"{start} Replace it, or drop the cell or the gene."
+    whole = np.rint(dense)
+    if (dense > -0.5).all() and np.allclose(dense, whole, rtol=1e-3, atol=1e-3):
+        return (
+            f"{start} All values are near whole numbers: round them (np.rint) if they are counts "
+            "with rounding errors."
+        )
+    raw = adata.raw
+    if raw is not None and layer is None and is_integral(raw.X):
+        return (
+            f"{start} adata.raw holds counts: copy them to a layer, adata.layers['counts'] = "
+            "adata.raw[:, adata.var_names].X, and pass layer='counts' to setup_anndata."
+        )
+    return (
+        f"{start} A count likelihood is meaningless there; pass the layer of raw counts to "
+        "setup_anndata, or use likelihood='normal' for log-normalised data."
+    )
+
+
+def _explain_no_log(
+    value: float, dense: np.ndarray, where: str, adata: AnnData, layer: str | None
+) -> str:
+    if not np.isfinite(value):
+        return f"{_where(layer)} has a NaN or infinite value: {where} is {_digits(value)}."
+    what = "scaled or centred" if value < 0 else "not logarithms"
+    return (
+        f"{_where(layer)} is {what}: {where} is {_digits(value)}. likelihood='normal' is for "
+        "log-normalised data (scanpy.pp.normalize_total, then scanpy.pp.log1p, without "
+        "scanpy.pp.scale), on which fold changes can be read off; pass such a layer, or raw "
+        "counts with likelihood='nb'."
+    )
+
+
+def _digits(value: float) -> str:
+    """Text with as many digits as single precision tells apart."""
+    return f"{value:.8g}"
+
+
+def warn_about_empty(cells: Any) -> None:
+    """Warn of cells and genes without a single count.
+
+    Parameters
+    ----------
+    cells
+        A table of cells.
+    """
+    cell_totals, gene_totals = [], np.zeros(len(cells.genes))
+    for start in range(0, cells.n_obs, _CHUNK):
+        block = cells.block(np.arange(start, min(start + _CHUNK, cells.n_obs)))
+        cell_totals.append(np.asarray(block.sum(axis=1), dtype=float).ravel())
+        gene_totals += np.asarray(block.sum(axis=0), dtype=float).ravel()
     for totals, names, kind in (
-        (cell_totals, adata.obs_names, "cells"),
-        (gene_totals, adata.var_names, "genes"),
+        (np.concatenate(cell_totals), cells.names, "cells"),
+        (gene_totals, cells.genes, "genes"),
     ):
         if (totals == 0).any():
-            first = names[int(np.argmax(totals == 0))]
+            first = str(names[int(np.argmax(totals == 0))])
             warnings.warn(
                 f"{int((totals == 0).sum())} {kind} have no counts at all (first: {first!r}). "
                 "They carry no information and are predicted as zero; consider filtering them.",
                 UserWarning,
-                stacklevel=4,
+                stacklevel=3,
             )
 
 
@@ -226,49 +324,31 @@ def _where(layer: str | None) -> str:
     return "adata.X" if layer is None else f"adata.layers[{layer!r}]"
 
 
-def pair_counts(treatment: np.ndarray, stratum: np.ndarray, n_t: int, n_s: int) -> np.ndarray:
-    """Count the cells of each (stratum, treatment).
-
-    Parameters
-    ----------
-    treatment, stratum
-        Codes, shape ``(n_cells,)``; cells of unknown strata (−1) are not counted.
-    n_t, n_s
-        Numbers of treatments and of strata.
-
-    Returns
-    -------
-    Shape ``(n_strata, n_treatments)``.
-    """
-    known = stratum >= 0
-    flat = stratum[known] * n_t + treatment[known]
-    return np.bincount(flat, minlength=n_s * n_t).reshape(n_s, n_t)
-
-
-def check_pairs(counts: np.ndarray, treatments: Sequence[str], strata: Sequence[str]) -> None:
+def check_pairs(pairs: Pairs, treatments: Sequence[str], strata: Sequence[str]) -> None:
     """Refuse strata without control; list pairs that were never measured in a warning.
 
     Parameters
     ----------
-    counts
-        Cells of each (stratum, treatment), the control first.
+    pairs
+        Measured pairs; the control has index 0.
     treatments, strata
         Their names.
 
     Raises
     ------
     ValueError
-        If a stratum has no control cell. The control has index 0.
+        If a stratum has no control cell.
     """
-    without = [strata[int(i)] for i in np.flatnonzero(counts[:, 0] == 0)]
+    measured = np.zeros((len(strata), len(treatments)), dtype=bool)
+    measured[pairs.stratum, pairs.treatment] = True
+    without = [strata[int(i)] for i in np.flatnonzero(~measured[:, 0])]
     if without:
         raise ValueError(
             f"Strata without a single {treatments[0]!r} cell: {without}. An effect there has no "
             "baseline to be measured from, so predictions would rest on other strata alone. Drop "
             "these cells, or use coarser covariates that put them beside controls."
         )
-    missing = np.argwhere(counts == 0)
-    missing = missing[missing[:, 1] != 0]
+    missing = np.argwhere(~measured)
     if len(missing):
         listed = [f"({treatments[t]}, {strata[x]})" for x, t in missing[:20]]
         more = f" and {len(missing) - 20} more" if len(missing) > 20 else ""
@@ -276,5 +356,5 @@ def check_pairs(counts: np.ndarray, treatments: Sequence[str], strata: Sequence[
             f"{len(missing)} (treatment, stratum) pairs have no cells: {', '.join(listed)}{more}. "
             "Their counterfactuals are extrapolated from the other strata.",
             UserWarning,
-            stacklevel=3,
+            stacklevel=4,
         )

@@ -11,13 +11,6 @@ from ._de import (
 from ._discrimination import centroid_accuracy, perturbation_discrimination
 from ._distributions import MMD_GAMMAS, energy_distance, mmd
 from ._evaluate import evaluate
-from ._hierarchy import (
-    EffectVariances,
-    PairLevels,
-    effect_variances,
-    forecast_levels,
-    pair_levels,
-)
 from ._individual import ite_corr, pehe, per_cell_mse, top_genes
 from ._population import (
     cosine_logfc,
@@ -30,16 +23,13 @@ from ._population import (
     systema_reference,
 )
 from ._scoring import METRICS
-from ._similarity import similarity_weights
 from ._tables import baseline_tables, log_normalise, pair_pseudobulks
 from ._verdict import summarize, verdict
 
 __all__ = [
     "BASELINES",
-    "EffectVariances",
     "METRICS",
     "MMD_GAMMAS",
-    "PairLevels",
     "additive",
     "baseline_tables",
     "centroid_accuracy",
@@ -47,10 +37,8 @@ __all__ = [
     "de_jaccard",
     "differential_expression",
     "direction_match",
-    "effect_variances",
     "energy_distance",
     "evaluate",
-    "forecast_levels",
     "ite_corr",
     "l2_top_expressed",
     "log_normalise",
@@ -58,7 +46,6 @@ __all__ = [
     "low_rank_linear",
     "mmd",
     "no_change",
-    "pair_levels",
     "pair_pseudobulks",
     "pearson_delta",
     "pehe",
@@ -68,7 +55,6 @@ __all__ = [
     "r2_delta",
     "r2_means",
     "r2_variances",
-    "similarity_weights",
     "summarize",
     "systema_reference",
     "top_genes",

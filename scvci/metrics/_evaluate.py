@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from scvci.data._labels import as_names
+
 from ._baselines import BASELINES
 from ._experiment import (
     Experiment,
@@ -35,7 +37,7 @@ def evaluate(
     *,
     predicted: AnnData | None = None,
     treatment_key: str = "treatment",
-    control: str = "control",
+    control: str | Sequence[str] = "control",
     covariate_keys: Sequence[str] = (),
     counts_layer: str | None = None,
     truth: Mapping[str, str] | None = None,
@@ -123,14 +125,15 @@ def evaluate(
     >>> print(scvci.metrics.verdict(table))
     """
     cells = adata if predicted is None else predicted
-    written = (treatment_key, str(control), dose_key, separator)
-    layers = read_layers(cells, layer, str(control))
+    written = (treatment_key, control, dose_key, separator)
+    name = as_names(control)[0]
+    layers = read_layers(cells, layer, name)
     real = Experiment(
         adata=adata,
         counts_layer=counts_layer,
         treatment=read_treatments(adata, *written),
         stratum=read_strata(adata, covariate_keys),
-        control=str(control),
+        control=name,
         test=read_test(adata, test),
     )
     guess = Predictions(
@@ -139,7 +142,7 @@ def evaluate(
         truth=dict(truth or {}),
         treatment=read_treatments(cells, *written),
         stratum=read_strata(cells, covariate_keys),
-        control=str(control),
+        control=name,
     )
     real.check()
     guess.check(adata)
@@ -147,7 +150,7 @@ def evaluate(
         warnings.warn(
             "Neither test nor truth is given, so the cells compared with may have been used for "
             "training: scores tell how well the model fits, not how well it predicts. Pass test= "
-            "with the cells it did not see, or call model.evaluate(), which retrains.",
+            "with the cells it did not see, or call scvci.tl.evaluate, which retrains.",
             UserWarning,
             stacklevel=2,
         )
@@ -159,7 +162,7 @@ def evaluate(
         raise ValueError(
             f"There is no pair to score for treatments {guess.targets}: none has at least "
             f"min_cells={min_cells} {'control' if truth else 'real'} cells to compare with in a "
-            f"stratum with as many {control!r} cells. Pairs found: {real.describe_pairs()}."
+            f"stratum with as many {name!r} cells. Pairs found: {real.describe_pairs()}."
         )
     table.insert(7, "higher_is_better", table["metric"].map(METRICS))
     return add_best_baseline(table)

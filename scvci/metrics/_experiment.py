@@ -10,14 +10,10 @@ import numpy as np
 from scipy import sparse
 
 from scvci._names import unknown_name_message
-from scvci.data import (
-    as_labels,
-    find_keys,
-    get_matrix,
-    missing_key_message,
-    read_arms,
-    resolve_indices,
-)
+from scvci.data._cells import resolve_indices
+from scvci.data._conditions import find_keys, read_conditions
+from scvci.data._labels import missing_key_message, read_labels
+from scvci.data._validation import get_matrix
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,19 +180,21 @@ def to_dense(block: Any) -> np.ndarray:
     return np.asarray(block.toarray() if sparse.issparse(block) else block, dtype=float)
 
 
-def read_labels(adata: AnnData, key: str, argument: str) -> np.ndarray:
-    """Labels of a column of ``obs`` as strings."""
+def read_column(adata: AnnData, key: str, argument: str) -> np.ndarray:
+    """Labels of a column of ``obs`` as text, shape ``(n_cells,)``."""
     if key not in adata.obs:
         raise KeyError(missing_key_message(adata, key, argument))
-    return as_labels(adata.obs[key], key)
+    codes, texts = read_labels(adata.obs[key], key)
+    return np.array(texts, dtype=object)[codes]
 
 
 def read_treatments(
-    adata: AnnData, key: str, control: str, dose_key: str | None, separator: str | None
+    adata: AnnData, key: str, control: Any, dose_key: str | None, separator: str | None
 ) -> np.ndarray:
     """Name of each cell's arm: its treatment with doses, members in order."""
-    names, _ = read_arms(adata, find_keys(adata, key, control, dose_key, separator))
-    return names
+    keys = find_keys(adata, key, control, dose_key, separator)
+    codes, conditions = read_conditions(adata, keys)
+    return np.array([keys.name(c) for c in conditions], dtype=object)[codes]
 
 
 def read_strata(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
@@ -205,7 +203,7 @@ def read_strata(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
         raise TypeError(f"covariate_keys must be a list of columns; got the string {keys!r}.")
     if not keys:
         return np.full(adata.n_obs, "all", dtype=object)
-    columns = [read_labels(adata, key, "covariate_keys") for key in keys]
+    columns = [read_column(adata, key, "covariate_keys") for key in keys]
     return np.array([" | ".join(row) for row in zip(*columns, strict=True)], dtype=object)
 
 

@@ -30,7 +30,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     table
-        Result of :func:`evaluate` or of :meth:`scvci.model.VCI.evaluate`.
+        Result of :func:`evaluate` or of :func:`scvci.tl.evaluate`.
 
     Returns
     -------
@@ -77,7 +77,7 @@ def verdict(table: pd.DataFrame) -> str:
     Parameters
     ----------
     table
-        Result of :func:`evaluate` or of :meth:`scvci.model.VCI.evaluate`.
+        Result of :func:`evaluate` or of :func:`scvci.tl.evaluate`.
 
     Returns
     -------

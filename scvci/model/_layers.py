@@ -10,7 +10,7 @@ import torch
 from scipy import sparse
 
 if TYPE_CHECKING:
-    from scvci.data import CellReader
+    from scvci.data import Cells
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,16 @@ class Scale:
                 "n_samples draws counts; log1p applies to expectations and quantiles only."
             )
 
-    def describe(self) -> str:
-        """Say in words what the numbers are."""
+    def describe(self, is_count: bool) -> str:
+        """Say in words what the numbers are.
+
+        Parameters
+        ----------
+        is_count
+            Whether the likelihood is one of counts.
+        """
+        if not is_count:
+            return "scale of the training data"
         size = f"library size {self.library_size:g}" if self.library_size else "own library size"
         what = "sampled counts" if self.n_samples else "expected counts"
         what = f"{what} with given totals" if self.keep_totals else what
@@ -120,10 +128,10 @@ class LayerCollector:
 
     Parameters
     ----------
-    reader
+    cells
         The cells.
     rows
-        Rows that are asked for.
+        Rows that are asked for, in ascending order.
     n_layers
         Number of layers.
     sparse_layers
@@ -131,10 +139,10 @@ class LayerCollector:
     """
 
     def __init__(
-        self, reader: CellReader, rows: np.ndarray, n_layers: int, sparse_layers: bool = False
+        self, cells: Cells, rows: np.ndarray, n_layers: int, sparse_layers: bool = False
     ) -> None:
-        self.shape = reader.adata.shape
-        self.columns = reader.columns
+        self.shape = cells.adata.shape
+        self.columns = cells.columns
         complete = len(rows) == self.shape[0] and (
             self.columns is None or len(self.columns) == self.shape[1]
         )

@@ -1,49 +1,88 @@
-"""Counterfactual prediction into AnnData layers."""
+"""Counterfactual prediction: layers, means of pairs, or blocks."""
 
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
+from anndata import AnnData
 from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
+from sparse import GCXS
 
-from scvci._version import __version__
-from scvci.data import CellReader, resolve_indices
 from scvci.data import _constants as keys
-from scvci.module import (
-    expect_with_residuals,
-    sample_with_residuals,
-    sample_with_totals,
-)
+from scvci.data._conditions import format_dose
+from scvci.data._labels import encode, missing_key_message, read_labels
+from scvci.data._results import safe_name
+from scvci.module import expect_with_residuals, sample_with_residuals, sample_with_totals
 
-from ._arms import NewArm
+from ._base import VCIBase
 from ._layers import LayerCollector, Scale
-from ._requests import RequestsMixin
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    import pandas as pd
-    from anndata import AnnData
+    from scvci.data import Cells
+    from scvci.data._conditions import Condition
 
+    from ._arms import Arm
 
-#: Draws that quantiles are computed from by default; the level of a quantile q then has a standard
+    Indices = Sequence[int] | Sequence[str] | np.ndarray | slice | None
+
+#: Draws that quantiles are computed from by default; the rank of a quantile q then has a standard
 #: error of sqrt(q (1 - q) / 100), 0.02 for q = 0.05.
 _N_QUANTILE_DRAWS = 100
 
 
-class PredictionMixin(RequestsMixin):
+@dataclass(frozen=True)
+class Block:
+    """Predictions of some cells under one treatment.
+
+    Attributes
+    ----------
+    treatment
+        Name of the treatment.
+    rows
+        Rows of the AnnData, shape ``(n_cells,)``.
+    values
+        Shape ``(n_cells, n_genes)``, genes in the model's order; several draws or quantiles come
+        first, ``(n_draws, n_cells, n_genes)``.
+    """
+
+    treatment: str
+    rows: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is predicted for whom: arms by name, and with a column of targets each cell's own."""
+
+    cells: Cells
+    arms: dict[str, Arm]
+    conditions: list[Condition]
+    scale: Scale
+    calibrated: bool
+    batch_size: int
+    in_batch: int | None
+    #: Arm of each cell, shape ``(n_obs,)``, or ``None`` where all cells get all arms.
+    which: np.ndarray | None = None
+
+
+class PredictionMixin(VCIBase):
     """What would have been: counterfactual expression, and the latent state it rests on."""
 
     def predict_counterfactual(
         self,
         treatment: str | Sequence[str] | pd.DataFrame | None = None,
         adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
+        *,
+        indices: Indices = None,
         layer_added: str | None = None,
         dose: float | str | None = None,
         target_key: str | None = None,
@@ -56,24 +95,26 @@ class PredictionMixin(RequestsMixin):
         keep_residuals: bool = False,
         calibrated: bool = True,
         batch_size: int | None = None,
-    ) -> list[str]:
-        r"""Write each cell's expression under another treatment into layers.
+        output: Literal["layers", "means", "blocks"] = "layers",
+    ) -> Any:
+        r"""Predict each cell's expression under another treatment.
 
         The cell's own expression, treatment and covariates give its latent state (the mean of
-        q(z | y, x, t)); the layer holds the mean of p(y′ | z, t′). ``X`` is not touched.
+        q(z | y, x, t)); the prediction is the mean of p(y′ | z, t′). It is written into layers.
+        Neither ``X`` nor anything else of the user's is touched.
 
         Parameters
         ----------
         treatment
-            A treatment, several, or ``None`` for all that were measured, the control included. A
-            combination, a dose or (with ``treatment_embeddings``) a treatment need not have been
-            measured: see Notes. A data frame has a row for each request, in the columns
-            ``treatment`` and, perhaps, ``dose``.
+            A treatment, several (any sequence, set, array or pandas object), or ``None`` for all
+            that were measured, the control included. A combination, a dose or (with
+            ``treatment_embeddings``) a treatment need not have been measured: see Notes. A data
+            frame has a row for each request, in the columns ``treatment`` and, perhaps, ``dose``.
         adata
             Cells to predict for, by default the model's. Genes are aligned by name; genes that the
             model does not have become NaN.
         indices
-            Rows, mask or names of the cells; rows outside are NaN.
+            Rows, mask or names of the cells; rows outside are NaN, and need not be readable.
         layer_added
             Name of the layer, by default ``"counterfactual_<treatment>"`` (a ``/`` in a name
             becomes ``_``, as files cannot hold it). With several treatments it is the prefix.
@@ -87,16 +128,16 @@ class PredictionMixin(RequestsMixin):
             Technical batch to predict in (``batch_key``), by default each cell's own.
         library_size
             Library size (or size factor) to predict at; by default each cell's own. Not for
-            ``likelihood="normal"``, whose layers are on the scale of the data.
+            ``likelihood="normal"``, whose predictions are on the scale of the data.
         log1p
-            Whether to write the logarithm of one plus the expected counts, or of one plus their
+            Whether to return the logarithm of one plus the expected counts, or of one plus their
             quantiles.
         n_samples
             Draw that many samples (latent state and expression) in place of the expectation:
             whole numbers as sparse layers, numbered from ``_1`` if there are several. Draws follow
             torch's generator: set ``scvi.settings.seed`` before the call to repeat them.
         quantiles
-            Write these quantiles of the draws in place of the draws, such as ``(0.05, 0.95)`` to
+            Return these quantiles of the draws in place of the draws, such as ``(0.05, 0.95)`` in
             layers ending in ``_q05`` and ``_q95``: for each cell and gene, the smallest draw that
             this share of the draws does not exceed. ``n_samples`` is then 100 by default; time
             grows with it, and so does memory, but only that of one batch.
@@ -111,12 +152,18 @@ class PredictionMixin(RequestsMixin):
         calibrated
             Whether to apply the marginal calibration of the (stratum, treatment).
         batch_size
-            Cells per step.
+            Cells per step, by default ``scvi.settings.batch_size``.
+        output
+            ``"layers"``: written to ``adata.layers``. For screens of many treatments, where a
+            layer each would not fit, ``"means"``: the mean over the cells of each stratum, as an
+            AnnData with a row for each (treatment, stratum); or ``"blocks"``: an iterator over
+            :class:`~scvci.model.Block`, one for each treatment and step of cells, which are
+            encoded once for all treatments. Both write nothing.
 
         Returns
         -------
-        Names of the layers. ``adata.uns["scvci"]`` records treatment, dose, scale, likelihood,
-        samples, quantile and version for each of them.
+        Names of the layers; ``adata.uns["scvci"]`` records treatment, dose, scale, likelihood,
+        samples, quantile and version for each of them. Or means or blocks, see ``output``.
 
         Raises
         ------
@@ -124,7 +171,9 @@ class PredictionMixin(RequestsMixin):
             If the model is not trained.
         ValueError, KeyError
             If a treatment, level or gene is unknown; the message names it and the nearest ones.
-            If a quantile does not lie in (0, 1) or has too few draws.
+            If the expression of a cell is not what the model was trained on (counts, or
+            log-normalised). If a quantile does not lie in (0, 1) or has too few draws. If a layer
+            holds something else.
         TypeError
             If residuals are to be kept with ``likelihood="zinb"``.
 
@@ -141,7 +190,7 @@ class PredictionMixin(RequestsMixin):
         been which: models that rotate the latent state of the treated cells fit equally well and
         disagree about every cell. Expectations, draws and quantiles of one cell are the model's.
         They can be too narrow, as nothing compares them with outcomes;
-        :meth:`predict_interval` does.
+        :func:`scvci.tl.predict_interval` does.
 
         Residuals (``keep_residuals``) are counting noise and what is particular to a gene of a
         cell. That they are the same in every world is a further assumption that no data test
@@ -153,187 +202,334 @@ class PredictionMixin(RequestsMixin):
         Wu, McConnell and Iriondo, "Counterfactual Generative Modeling with Variational Causal
         Inference", ICLR 2025.
         """
-        self._require_trained("predict counterfactuals")
-        cells = self._cells_of(adata)
-        targets, which = self._requests(cells, treatment, dose, target_key)
+        self.require_trained("predict counterfactuals")
+        if output not in ("layers", "means", "blocks"):
+            raise ValueError(f"output={output!r} must be 'layers', 'means' or 'blocks'.")
         if quantiles is not None:
             quantiles = tuple(float(q) for q in np.atleast_1d(quantiles))
             n_samples = _N_QUANTILE_DRAWS if n_samples is None else n_samples
         scale = Scale(library_size, log1p, n_samples, quantiles, keep_totals, keep_residuals)
-        scale.check(self.module.likelihood.is_count)
-        reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
-        rows = resolve_indices(cells, indices)
-        labels = targets if target_key is None else [target_key]
-        single = isinstance(treatment, str) or target_key is not None
-        names = self._layer_names(labels, layer_added, single and len(labels) == 1, scale)
-        self._warn_about_cells(reader, rows)
-        arms = [self._arm(target) for target in targets]
-        for k, (label, layers) in enumerate(names.items()):
-            own = np.full(cells.n_obs, k) if which is None else which
-            outputs = self._predict(
-                reader, rows, arms, own, scale, calibrated, batch_size, self._batch_code(batch)
-            )
-            for i, (layer, values) in enumerate(zip(layers, outputs, strict=True)):
-                cells.layers[layer] = values
+        scale.check(self.is_count)
+        plan = self._plan(
+            treatment, adata, indices, dose, target_key, batch, scale, calibrated, batch_size
+        )
+        if output == "blocks":
+            return self._blocks(plan)
+        if output == "means":
+            return self._means(plan)
+        single = target_key is not None or (len(plan.arms) == 1 and _is_one(treatment))
+        labels = list(plan.arms) if target_key is None else [target_key]
+        layers = layer_names(labels, layer_added, single, scale.suffixes())
+        results = self.results(plan.cells.adata)
+        for label, names in layers.items():
+            for name in names:
+                results.check("layers", name, "counterfactual", label)
+        values = self._layers(plan)
+        for label, condition in zip(labels, plan.conditions, strict=False):
+            for i, name in enumerate(layers[label]):
                 entry = (
-                    self._describe_arm(label, arms[k])
-                    if which is None
-                    else {"treatment": f"obs[{label!r}]", "dose": "of each cell"}
+                    self.describe_arm(condition, plan.arms[label])
+                    if target_key is None
+                    else {"treatment": target_key, "dose": "of each cell", "basis": "of each cell"}
                 )
-                entry |= {"scale": scale.describe(), "calibrated": calibrated}
-                entry["batch"] = "of each cell" if batch is None else batch
-                self._record(cells, layer, {**entry, **scale.sampling(i)})
-        return [layer for layers in names.values() for layer in layers]
+                entry |= {
+                    "kind": "counterfactual",
+                    "scale": scale.describe(self.is_count),
+                    "calibrated": calibrated,
+                    "batch": "of each cell" if batch is None else str(batch),
+                    **scale.sampling(i),
+                }
+                key = label if target_key is None else ""
+                results.write("layers", name, values[key][i], self.describe(**entry))
+        return [name for names in layers.values() for name in names]
 
     def get_latent_representation(
         self,
         adata: AnnData | None = None,
-        indices: Sequence[int] | np.ndarray | None = None,
+        indices: Indices = None,
+        *,
         give_mean: bool = True,
         batch_size: int | None = None,
         return_dist: bool = False,
+        dataloader: Iterator[dict[str, torch.Tensor]] | None = None,
     ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         """Latent state of each cell.
 
         Parameters
         ----------
         adata, indices, batch_size
-            See :meth:`predict_counterfactual`. Rows come in ascending order.
+            See :meth:`predict_counterfactual`. Rows come in the order of ``indices``.
         give_mean
             Mean of q(z | y, x, t), or a draw from it.
         return_dist
             Return mean and variance instead.
+        dataloader
+            Batches of tensors under the model's registry keys, in place of ``adata``.
 
         Returns
         -------
         Shape ``(n_cells, n_latent)``, or a tuple of two such arrays.
         """
-        self._require_trained("compute latent states")
-        cells = self._cells_of(adata)
-        reader = CellReader.from_registry(cells, self.registry, self.gene_names_)
-        rows = resolve_indices(cells, indices)
-        means, variances, draws = [], [], []
+        self.require_trained("compute latent states")
+        if dataloader is None:
+            cells = self.cells(adata, indices)
+            batches: Any = (t for _, t in cells.batches(batch_size or settings.batch_size))
+        elif adata is not None or indices is not None:
+            raise ValueError("Pass either dataloader= or adata= and indices=.")
+        else:
+            batches = dataloader
+        n_latent = self.config.architecture.n_latent
+        parts: dict[str, list[np.ndarray]] = {"mean": [], "variance": [], "draw": []}
         with torch.inference_mode():
-            for _, tensors in reader.batches(rows, batch_size or settings.batch_size):
-                inputs = self.module._get_inference_input(self._on_device(tensors))
+            for tensors in batches:
+                inputs = self.module._get_inference_input(self.on_device(tensors))
                 outputs = self.module.inference(**inputs, n_samples=0 if give_mean else 1)
                 qz = outputs[MODULE_KEYS.QZ_KEY]
-                means.append(qz.loc.cpu().numpy())
-                variances.append(qz.variance.cpu().numpy())
+                parts["mean"].append(qz.loc.cpu().numpy())
+                parts["variance"].append(qz.variance.cpu().numpy())
                 if not give_mean:
-                    draws.append(outputs[MODULE_KEYS.Z_KEY][0].cpu().numpy())
-        n_latent = self.module.config.architecture.n_latent
-        stacked = [
-            np.concatenate(part) if part else np.zeros((0, n_latent), dtype=np.float32)
-            for part in (means, variances, draws)
-        ]
+                    parts["draw"].append(outputs[MODULE_KEYS.Z_KEY][0].cpu().numpy())
+        empty = np.zeros((0, n_latent), dtype=np.float32)
+        stacked = {name: np.concatenate([empty, *part]) for name, part in parts.items()}
         if return_dist:
-            return stacked[0], stacked[1]
-        return stacked[0] if give_mean else stacked[2]
+            return stacked["mean"], stacked["variance"]
+        return stacked["mean"] if give_mean else stacked["draw"]
 
-    # -- arguments ------------------------------------------------------------------------------
+    def get_normalized_expression(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        *,
+        treatment: str | None = None,
+        gene_list: Sequence[str] | None = None,
+        library_size: float | None = 1.0,
+        calibrated: bool = True,
+        batch_size: int | None = None,
+        return_numpy: bool = False,
+    ) -> pd.DataFrame | np.ndarray:
+        """Compute expected expression under the treatment that a cell received, or another.
 
-    def _require_trained(self, action: str) -> None:
-        if not self.is_trained_:
-            raise RuntimeError(f"The model is not trained; call train() before you {action}.")
+        Parameters
+        ----------
+        adata, indices, calibrated, batch_size
+            See :meth:`predict_counterfactual`. Rows come in the order of ``indices``.
+        treatment
+            A treatment, measured or not; by default the one that each cell received.
+        gene_list
+            Genes to return, by default all.
+        library_size
+            Library size (or size factor) to scale to: 1 gives proportions; ``None`` each cell's
+            own. Not used with ``likelihood="normal"``.
+        return_numpy
+            Whether to return an array in place of a data frame.
 
-    def _cells_of(self, adata: AnnData | None) -> AnnData:
-        cells = self.adata if adata is None else adata
-        if cells is None:
-            raise ValueError("The model was loaded without cells; pass adata=.")
-        return cells
+        Returns
+        -------
+        Shape ``(n_cells, n_genes)``, cells by genes.
+
+        Raises
+        ------
+        ValueError
+            If a treatment or gene is unknown.
+        """
+        self.require_trained("compute expected expression")
+        genes = self.genes
+        columns: Any = slice(None)
+        if gene_list is not None:
+            columns = encode(list(map(str, gene_list)), list(genes))
+            if (columns < 0).any():
+                unknown = list(gene_list)[int(np.argmax(columns < 0))]
+                raise ValueError(f"Gene {unknown!r} is not one of the model's genes.")
+        arm = None
+        if treatment is not None:
+            [condition] = self.conditions(treatment)
+            arm = self.arm(condition)
+        size = library_size if self.is_count else None
+        cells = self.cells(adata, indices)
+        blocks = [np.zeros((0, len(genes)), dtype=np.float32)]
+        with torch.inference_mode():
+            for _, tensors in cells.batches(batch_size or settings.batch_size):
+                batch = self.on_device(tensors)
+                px = (
+                    self.reconstruct(batch, library_size=size, calibrated=calibrated)
+                    if arm is None
+                    else self.decode(batch, arm, library_size=size, calibrated=calibrated)
+                )
+                blocks.append(px.mean[0].cpu().numpy())
+        values = np.concatenate(blocks)[:, columns]
+        if return_numpy:
+            return values
+        return pd.DataFrame(values, index=cells.names[cells.rows], columns=genes[columns])
+
+    def posterior_predictive_sample(
+        self,
+        adata: AnnData | None = None,
+        indices: Indices = None,
+        *,
+        n_samples: int = 1,
+        gene_list: Sequence[str] | None = None,
+        batch_size: int | None = None,
+    ) -> GCXS:
+        """Draw expression of each cell under the treatment that it received.
+
+        What :class:`scvi.criticism.PosteriorPredictiveCheck` compares with the data.
+
+        Parameters
+        ----------
+        adata, indices, batch_size
+            See :meth:`predict_counterfactual`. Rows come in the order of ``indices``.
+        n_samples
+            Number of draws.
+        gene_list
+            Genes to return, by default all.
+
+        Returns
+        -------
+        Sparse array, shape ``(n_cells, n_genes)``, or with several draws
+        ``(n_cells, n_genes, n_samples)``.
+        """
+        self.require_trained("draw from it")
+        columns: Any = slice(None)
+        if gene_list is not None:
+            columns = np.flatnonzero(pd.Index(self.genes).isin(list(gene_list)))
+        cells = self.cells(adata, indices)
+        blocks = []
+        with torch.inference_mode():
+            for _, tensors in cells.batches(batch_size or settings.batch_size):
+                batch = self.on_device(tensors)
+                z = self.latent_states(batch, n_samples)
+                drawn = self.reconstruct(batch, z).sample().cpu().numpy()
+                blocks.append(GCXS.from_numpy(drawn.transpose(1, 2, 0)[:, columns]))
+        drawn = np.concatenate(blocks)
+        return drawn[:, :, 0] if n_samples == 1 else drawn
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def _plan(
+        self,
+        treatment: Any,
+        adata: AnnData | None,
+        indices: Indices,
+        dose: Any,
+        target_key: str | None,
+        batch: str | None,
+        scale: Scale,
+        calibrated: bool,
+        batch_size: int | None,
+    ) -> _Plan:
+        """Read names, cells and arms before anything is predicted."""
+        if target_key is not None and (treatment is not None or dose is not None):
+            raise ValueError(
+                f"target_key={target_key!r} gives each cell its own treatment; leave treatment= "
+                "and dose= out (a dose can be part of the name: 'A@0.5')."
+            )
+        in_batch = self.batch_code(batch)
+        which = None
+        if target_key is None:
+            conditions = self.conditions(treatment, dose)
+            cells = self.cells(adata, indices)
+        else:
+            cells = self.cells(adata, indices)
+            conditions, which = self._targets(cells, target_key)
+        self.warn_about_cells(cells)
+        arms = {self._arms.name(condition): self.arm(condition) for condition in conditions}
+        for name, arm in arms.items():
+            if "extrapolated dose" in arm.basis:
+                warnings.warn(
+                    f"{name!r} lies beyond the largest measured dose; its effect is extrapolated.",
+                    UserWarning,
+                    stacklevel=4,
+                )
+        size = batch_size or settings.batch_size
+        return _Plan(cells, arms, conditions, scale, calibrated, size, in_batch, which)
+
+    def _targets(self, cells: Cells, target_key: str) -> tuple[list[Condition], np.ndarray]:
+        """Conditions that cells are to get, and which of them each cell gets."""
+        obs = cells.adata.obs
+        if target_key not in obs:
+            raise KeyError(missing_key_message(cells.adata, target_key, "target_key"))
+        codes, labels = read_labels(obs[target_key], target_key, cells.rows)
+        known, used = self.known_members, np.unique(codes[cells.rows])
+        read = {code: self._arms.request(labels[code], None, known) for code in used}
+        conditions = list(dict.fromkeys(read.values()))
+        lookup = np.full(len(labels) + 1, -1, dtype=np.int64)
+        for code, condition in read.items():
+            lookup[code] = conditions.index(condition)
+        return conditions, lookup[codes]
+
+    def describe_arm(self, condition: Condition, arm: Arm) -> dict[str, Any]:
+        """Treatment and dose of a result, and what they rest on.
+
+        Parameters
+        ----------
+        condition
+            Members and doses.
+        arm
+            Its arm.
+        """
+        doses = condition.doses or (0.0,)
+        dose: Any = doses[0] if len(doses) == 1 else "+".join(map(format_dose, doses))
+        return {"treatment": self._arms.name(condition), "dose": dose, "basis": arm.basis}
 
     @staticmethod
-    def _layer_names(
-        targets: list[str],
-        layer_added: str | None,
-        single: bool,
-        scale: Scale,
-    ) -> dict[str, list[str]]:
-        names = {}
-        for target in targets:
-            base = layer_added if single and layer_added else None
-            base = base or f"{layer_added or 'counterfactual'}_{target}".replace("/", "_")
-            names[target] = [base + suffix for suffix in scale.suffixes()]
-        flat = [layer for layers in names.values() for layer in layers]
-        if len(set(flat)) < len(flat):
-            raise ValueError(
-                f"Two treatments would be written to the same layer ({sorted(flat)}); predict "
-                "them one by one with layer_added=."
-            )
-        return names
-
-    def _warn_about_cells(self, reader: CellReader, rows: np.ndarray) -> None:
-        n_new = int((reader.stratum[rows] < 0).sum())
+    def warn_about_cells(cells: Cells) -> None:
+        """Warn of new strata and genes; see :meth:`predict_counterfactual`."""
+        n_new = int((cells.stratum[cells.rows] < 0).sum())
         if n_new:
             warnings.warn(
                 f"{n_new} cells belong to combinations of covariate levels that training did not "
                 "see. They are predicted without marginal calibration.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
-        if reader.columns is not None and reader.adata.n_vars > len(reader.columns):
-            n_extra = reader.adata.n_vars - len(reader.columns)
+        if cells.columns is not None and cells.adata.n_vars > len(cells.columns):
+            n_extra = cells.adata.n_vars - len(cells.columns)
             warnings.warn(
                 f"{n_extra} genes of adata are not the model's; they are NaN in the layer.",
                 UserWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
-    # -- prediction -----------------------------------------------------------------------------
-
-    def _on_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        device = self.module.device
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
+    # -- prediction -------------------------------------------------------------------------------
 
     @torch.inference_mode()
-    def _predict(
-        self,
-        reader: CellReader,
-        rows: np.ndarray,
-        arms: Sequence[int | NewArm],
-        which: np.ndarray,
-        scale: Scale,
-        calibrated: bool,
-        batch_size: int | None,
-        in_batch: int | None = None,
-    ) -> list[Any]:
-        """Layers (one, or one per sample) aligned with all rows and genes of the AnnData.
+    def _predictions(
+        self, plan: _Plan, rows: np.ndarray | None = None
+    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Yield name, rows and values ``(n_layers, n_cells, n_genes)``; cells are encoded once.
 
-        Each cell gets the arm that ``which`` says, shape ``(n_obs,)``.
+        With a column of targets the name is empty, and each cell has its own arm.
         """
-        sampled = bool(scale.n_samples) and not scale.quantiles
-        sparse_layers = sampled and self.module.likelihood.is_count
-        collector = LayerCollector(reader, rows, len(scale.suffixes()), sparse_layers)
-        for batch, tensors in reader.batches(rows, batch_size or settings.batch_size):
-            if in_batch is not None:
-                target = torch.full_like(tensors[keys.BATCH_KEY], in_batch)
+        for batch, tensors in plan.cells.batches(plan.batch_size, rows):
+            if plan.in_batch is not None:
+                target = torch.full_like(tensors[keys.BATCH_KEY], plan.in_batch)
                 tensors[keys.TARGET_BATCH_KEY] = target
-            parts = []
-            for k in np.unique(which[batch]):
-                own = torch.from_numpy(np.flatnonzero(which[batch] == k))
-                cells = self._on_device({name: t[own] for name, t in tensors.items()})
-                parts.append((own, self._values(cells, arms[k], scale, calibrated)))
-            block = np.empty((len(parts[0][1]), len(batch), parts[0][1].shape[-1]), np.float32)
-            for own, values in parts:
-                block[:, own] = values
-            collector.add(batch, block)
-        return collector.layers()
+            on_device = self.on_device(tensors)
+            z = self.latent_states(on_device, plan.scale.n_samples)
+            if plan.which is None:
+                for name, arm in plan.arms.items():
+                    yield name, batch, self._values(on_device, z, arm, plan)
+                continue
+            arms, values = list(plan.arms.values()), None
+            for k in np.unique(plan.which[batch]):
+                own = np.flatnonzero(plan.which[batch] == k)
+                at = torch.as_tensor(own, device=z.device)
+                cells = {name: tensor[at] for name, tensor in on_device.items()}
+                part = self._values(cells, z[:, at], arms[k], plan)
+                if values is None:
+                    values = np.empty((len(part), len(batch), part.shape[-1]), np.float32)
+                values[:, own] = part
+            assert values is not None
+            yield "", batch, values
 
     def _values(
-        self,
-        tensors: dict[str, torch.Tensor],
-        arm: int | NewArm,
-        scale: Scale,
-        calibrated: bool,
+        self, tensors: dict[str, torch.Tensor], z: torch.Tensor, arm: Arm, plan: _Plan
     ) -> np.ndarray:
-        """Return what layers hold of a batch, shape ``(n_layers, n_cells, n_genes)``."""
-        z = self._states(tensors, scale.n_samples)
-        px = self._decode(tensors, arm, scale, calibrated, z)
+        """Values of a batch under one arm, shape ``(n_layers, n_cells, n_genes)``."""
+        scale, calibrated = plan.scale, plan.calibrated
+        px = self.decode(tensors, arm, z, library_size=scale.library_size, calibrated=calibrated)
         if scale.keep_residuals:
-            here = {k: v for k, v in tensors.items() if k != keys.TARGET_BATCH_KEY}
-            received = tensors[keys.TREATMENT_KEY].long().squeeze(-1)
-            own = self._decode(here, received, replace(scale, library_size=None), calibrated, z)
+            own = self.reconstruct(tensors, z, calibrated=calibrated)
             couple = sample_with_residuals if scale.n_samples else expect_with_residuals
             values = couple(own, px, tensors[REGISTRY_KEYS.X_KEY])
         elif scale.keep_totals:
@@ -346,53 +542,90 @@ class PredictionMixin(RequestsMixin):
         values = torch.log1p(values) if scale.log1p else values
         return values.cpu().numpy()
 
-    def _states(self, tensors: dict[str, torch.Tensor], n_samples: int | None) -> torch.Tensor:
-        """Latent states of a batch, ``(n_draws, n_cells, n_latent)``: draws, or the mean alone."""
-        inputs = self.module._get_inference_input(tensors)
-        outputs = self.module.inference(**inputs, n_samples=n_samples or 0)
-        return outputs[MODULE_KEYS.Z_KEY] if n_samples else outputs[MODULE_KEYS.QZ_KEY].loc[None]
-
-    def _decode(
-        self,
-        tensors: dict[str, torch.Tensor],
-        code: int | torch.Tensor | NewArm,
-        scale: Scale,
-        calibrated: bool,
-        z: torch.Tensor | None = None,
-    ) -> torch.distributions.Distribution:
-        """p(y′ | z, t′) of a batch, batch shape ``(n_draws, n_cells, n_genes)``.
-
-        The latent states are each cell's own (draws, or its mean) where none are given.
-        """
-        module = self.module
-        inputs = module._get_inference_input(tensors)
-        z = self._states(tensors, scale.n_samples) if z is None else z
-        size = inputs["size"]
-        if scale.library_size is not None:
-            size = torch.full_like(size, scale.library_size)
-        stratum = tensors[keys.STRATUM_KEY].squeeze(-1)
-        if isinstance(code, NewArm):
-            treatment = code.code.expand(len(stratum), -1)
-            shift = code.shift_of(stratum)
-        else:
-            treatment = torch.zeros_like(inputs["treatment"]) + code
-            shift = module.calibration_shift(stratum, treatment)
-        covariates = module.covariate_codes(tensors, counterfactual=True)
-        outputs = module.generative(
-            z, size, treatment, covariates, shift=shift if calibrated else None
-        )
-        return outputs[MODULE_KEYS.PX_KEY]
-
-    def _record(self, cells: AnnData, layer: str, entry: dict[str, Any]) -> None:
-        """Write what a layer holds, and which model wrote it, to ``uns``."""
-        provenance = dict(cells.uns.get("scvci", {}))
-        provenance[layer] = {
-            **entry,
-            "likelihood": self.module.config.likelihood,
-            "model": type(self).__name__,
-            "version": __version__,
-            "seed": self.seed_,
+    def _layers(self, plan: _Plan) -> dict[str, list[Any]]:
+        """Layers of each treatment, aligned with all rows and genes of the AnnData."""
+        scale = plan.scale
+        sparse_layers = bool(scale.n_samples) and not scale.quantiles and self.is_count
+        rows = np.unique(plan.cells.rows)
+        names = list(plan.arms) if plan.which is None else [""]
+        collectors = {
+            name: LayerCollector(plan.cells, rows, len(scale.suffixes()), sparse_layers)
+            for name in names
         }
-        if not self.module.likelihood.is_count:
-            provenance[layer]["scale"] = "scale of the training data"
-        cells.uns["scvci"] = provenance
+        for name, batch, values in self._predictions(plan, rows):
+            collectors[name].add(batch, values)
+        return {name: collector.layers() for name, collector in collectors.items()}
+
+    def _blocks(self, plan: _Plan) -> Iterator[Block]:
+        for name, rows, values in self._predictions(plan):
+            yield Block(name, rows, values[0] if len(values) == 1 else values)
+
+    def _means(self, plan: _Plan) -> AnnData:
+        """Mean over the cells of each stratum, a row for each (treatment, stratum)."""
+        if len(plan.scale.suffixes()) > 1:
+            raise ValueError("output='means' takes one prediction of each cell: n_samples=1.")
+        if plan.which is not None:
+            raise ValueError("output='means' needs treatment=; target_key= is for single cells.")
+        cells = plan.cells.with_new_strata()
+        found, inverse = np.unique(cells.stratum[cells.rows], return_inverse=True)
+        counts = np.bincount(inverse.ravel())
+        position = np.full(cells.n_obs, -1)
+        position[cells.rows] = inverse.ravel()
+        sums = {name: np.zeros((len(found), len(cells.genes))) for name in plan.arms}
+        for name, rows, values in self._predictions(plan):
+            np.add.at(sums[name], position[rows], values[0])
+        obs = pd.DataFrame(
+            {
+                "treatment": np.repeat(list(plan.arms), len(found)),
+                "stratum": np.tile([cells.strata[x] for x in found], len(plan.arms)),
+                "n_cells": np.tile(counts, len(plan.arms)),
+                "basis": np.repeat([arm.basis for arm in plan.arms.values()], len(found)),
+            }
+        )
+        obs.index = [f"{t} | {x}" for t, x in zip(obs["treatment"], obs["stratum"], strict=True)]
+        means = np.concatenate([total / counts[:, None] for total in sums.values()])
+        result = AnnData(
+            means.astype(np.float32), obs=obs, var=pd.DataFrame(index=cells.genes.astype(str))
+        )
+        scale = plan.scale.describe(self.is_count)
+        result.uns["scvci"] = {"X": self.describe(kind="means of counterfactuals", scale=scale)}
+        return result
+
+
+def layer_names(
+    labels: Sequence[str], layer_added: str | None, single: bool, suffixes: Sequence[str]
+) -> dict[str, list[str]]:
+    """Names of the layers of each treatment.
+
+    Parameters
+    ----------
+    labels
+        Treatments, or the column that has them.
+    layer_added
+        Name, or prefix for several treatments.
+    single
+        Whether ``layer_added`` is the whole name.
+    suffixes
+        Endings of the layers of one treatment.
+
+    Raises
+    ------
+    ValueError
+        If two treatments would share a layer.
+    """
+    names = {}
+    for label in labels:
+        base = layer_added if single and layer_added else None
+        base = base or safe_name(f"{layer_added or 'counterfactual'}_{label}")
+        names[label] = [base + suffix for suffix in suffixes]
+    flat = [name for of_label in names.values() for name in of_label]
+    if len(set(flat)) < len(flat):
+        raise ValueError(
+            f"Two treatments would be written to the same layer ({sorted(flat)}); predict them "
+            "one by one with layer_added=."
+        )
+    return names
+
+
+def _is_one(treatment: Any) -> bool:
+    return isinstance(treatment, str) or not isinstance(treatment, Iterable)

@@ -1,4 +1,4 @@
-"""The VCI model: set up, build, train."""
+"""The VCI model: set up, build."""
 
 from __future__ import annotations
 
@@ -9,37 +9,18 @@ import numpy as np
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
 from scvi.data.fields import LayerField, NumericalJointObsField, NumericalObsField
-from scvi.model.base import BaseModelClass, VAEMixin
 
-from scvci.data import (
-    CovariateField,
-    TreatmentField,
-    check_pairs,
-    control_index,
-    find_keys,
-    pair_counts,
-    read_arms,
-    read_embeddings,
-    stratum_codes,
-    stratum_names,
-    validate_expression,
-    validate_setup,
-)
 from scvci.data import _constants as keys
+from scvci.data._conditions import find_keys, read_conditions
+from scvci.data._embeddings import read_embeddings
+from scvci.data._fields import CovariateField, TreatmentField, stratum_codes, stratum_names
+from scvci.data._validation import check_pairs, covariate_list, validate_setup, warn_about_empty
 from scvci.module import DataSizes, ModuleConfig, VCIModule, build_config
+from scvci.pooling import Pairs
 
-from ._combinations import CombinationsMixin
-from ._crossfit import CrossFitMixin
-from ._diagnostics import DiagnosticsMixin
-from ._effects import EffectsMixin
-from ._evaluation import EvaluationMixin
-from ._heterogeneity import HeterogeneityMixin
-from ._intervals import IntervalsMixin
-from ._persistence import PersistenceMixin
+from ._base import Seeded
 from ._prediction import PredictionMixin
 from ._query import QueryMixin
-from ._ranking import RankingMixin
-from ._training import Seeded, TrainingMixin
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,31 +28,17 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from scvci.data import TreatmentKeys
+    from scvci.data._conditions import TreatmentKeys
     from scvci.module._config import CovariateTermName, LikelihoodName, PresetName
 
 
-class VCI(
-    PersistenceMixin,
-    QueryMixin,
-    PredictionMixin,
-    EffectsMixin,
-    RankingMixin,
-    HeterogeneityMixin,
-    CombinationsMixin,
-    DiagnosticsMixin,
-    CrossFitMixin,
-    EvaluationMixin,
-    IntervalsMixin,
-    TrainingMixin,
-    VAEMixin,
-    BaseModelClass,
-):
+class VCI(QueryMixin, PredictionMixin):
     """Variational causal inference for single-cell perturbation data.
 
     For each cell, what would its expression have been under another treatment? The model is
     trained with counterfactual supervision and without counterfactual samples (Wu, McConnell and
-    Iriondo, ICLR 2025).
+    Iriondo, ICLR 2025). Effects, intervals, tests and evaluation are functions of
+    :mod:`scvci.tl`.
 
     Parameters
     ----------
@@ -80,14 +47,15 @@ class VCI(
     registry
         Registry of a saved model, in place of ``adata``.
     n_latent
-        Dimensions of the latent state.
+        Dimensions of the latent state; by default 10 (128 with the ``paper`` preset).
     likelihood
-        ``"nb"``, ``"zinb"`` or ``"poisson"`` for counts, ``"normal"`` for log-normalised data.
+        ``"nb"`` (default), ``"zinb"`` or ``"poisson"`` for counts, ``"normal"`` for log-normalised
+        data (default of the ``paper`` preset).
     covariate_term
-        Kind of the covariate-specific term: ``"moments"``, ``"kernel"`` (the paper's),
-        ``"energy"``, ``"discriminator"`` or ``"classifier"``.
+        Kind of the covariate-specific term: ``"moments"`` (default), ``"kernel"`` (the paper's and
+        its preset's), ``"energy"``, ``"discriminator"`` or ``"classifier"``.
     weights
-        Weights of the terms ``"individual"``, ``"covariate"`` and ``"divergence"``.
+        Weights of the terms, by default ``{"individual": 1, "covariate": 1, "divergence": 3}``.
     preset
         ``"default"``, or ``"paper"`` for the arithmetic of the reference implementation.
     architecture, objective
@@ -105,8 +73,9 @@ class VCI(
     Examples
     --------
     >>> adata = scvci.datasets.simulate_perturbation()
-    >>> scvci.model.VCI.setup_anndata(adata, categorical_covariate_keys=["cell_type"])
-    >>> model = scvci.model.VCI(adata)
+    >>> VCI = scvci.model.VCI
+    >>> VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"])
+    >>> model = VCI(adata)
     >>> model.train()
     >>> model.predict_counterfactual("IFNb")
     """
@@ -115,6 +84,7 @@ class VCI(
         self,
         adata: AnnData | None = None,
         registry: dict | None = None,
+        *,
         n_latent: int | None = None,
         likelihood: LikelihoodName | None = None,
         covariate_term: CovariateTermName | None = None,
@@ -133,17 +103,15 @@ class VCI(
             {**(objective or {}), "covariate_term": covariate_term},
         )
         self.seed_ = _choose_seed(seed)
-        self.gene_names_ = (
-            adata.var_names.astype(str).to_numpy(dtype=object)
-            if adata is not None
-            else np.asarray(self._state(REGISTRY_KEYS.X_KEY)["column_names"], dtype=object)
-        )
-        composition = self._setup_arg("size_factor_key") is None
+        self.n_trainings_ = 0
+        self.reference_ = None
+        composition = self.setup_args["size_factor_key"] is None
         with Seeded(self.seed_):
             self.module = VCIModule(self._sizes(), self.config, composition=composition)
         if adata is not None:
-            validate_expression(adata, self._setup_arg("layer"), self.module.likelihood.is_count)
-        self.n_trainings_ = 0
+            cells = self.cells()
+            if self.is_count:
+                warn_about_empty(cells)
         self.init_params_ = self._get_init_params(locals())
 
     @classmethod
@@ -151,8 +119,9 @@ class VCI(
         cls,
         adata: AnnData,
         layer: str | None = None,
+        *,
         treatment_key: str = "treatment",
-        control: str = "control",
+        control: str | Sequence[str] = "control",
         categorical_covariate_keys: Sequence[str] | None = None,
         continuous_covariate_keys: Sequence[str] | None = None,
         size_factor_key: str | None = None,
@@ -180,7 +149,8 @@ class VCI(
             ``obsm``: a data frame with a column for each treatment, whose rows hold zeros and
             ones, or doses; zeros throughout are the control.
         control
-            Label of the untreated cells.
+            Label of the untreated cells, or several labels that are one control; the first of them
+            names it.
         categorical_covariate_keys
             Columns whose observed combinations are the strata within which treated and control
             cells compare.
@@ -191,7 +161,8 @@ class VCI(
         dose_key
             Column of ``obs`` with the dose of each cell: a number, or one for each member of a
             combination with the separator between them (``"1.0+0.5"``). A dose of 0 is the
-            control. Treatments are then named with their dose, as ``"A@0.5"``.
+            control, whose cells need no dose. Treatments are then named with their dose, as
+            ``"A@0.5"``.
         separator
             Between the members of a combination, as ``"+"`` in ``"A+B"``. The order of members
             does not matter, and a control among them means no further treatment.
@@ -218,9 +189,29 @@ class VCI(
         UserWarning
             If (treatment, stratum) pairs have no cells; they are listed.
         """
-        control = str(control)
-        setup_method_args = cls._get_setup_method_args(**locals())
-        treatment_keys = find_keys(adata, str(treatment_key), control, dose_key, separator)
+        treatment_key = str(treatment_key)
+        categorical_covariate_keys = covariate_list(
+            categorical_covariate_keys, "categorical_covariate_keys"
+        )
+        continuous_covariate_keys = covariate_list(
+            continuous_covariate_keys, "continuous_covariate_keys"
+        )
+        treatment_keys = find_keys(adata, treatment_key, control, dose_key, separator)
+        setup_method_args = cls._get_setup_method_args(
+            cls=cls,
+            adata=adata,
+            layer=layer,
+            treatment_key=treatment_key,
+            control=list(treatment_keys.controls),
+            categorical_covariate_keys=categorical_covariate_keys,
+            continuous_covariate_keys=continuous_covariate_keys,
+            size_factor_key=size_factor_key,
+            dose_key=dose_key,
+            separator=separator,
+            treatment_embeddings=treatment_embeddings,
+            batch_key=batch_key,
+            continuous_strata=continuous_strata,
+        )
         validate_setup(
             adata,
             layer,
@@ -231,24 +222,29 @@ class VCI(
             batch_key,
             continuous_strata,
         )
+        is_new = kwargs.get("source_registry") is None
         embeddings = None
-        if "source_registry" not in kwargs:
+        if is_new and treatment_embeddings is not None:
             embeddings = _read_embeddings(adata, layer, treatment_keys, treatment_embeddings)
+        treatment = TreatmentField(treatment_keys, embeddings)
+        binned = continuous_covariate_keys if continuous_strata > 1 else []
+        covariates = CovariateField(
+            categorical_covariate_keys, {key: [] for key in binned}, continuous_strata
+        )
         fields = [
             LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
-            TreatmentField(treatment_keys, embeddings),
-            CovariateField(
-                categorical_covariate_keys,
-                {key: [] for key in continuous_covariate_keys or [] if continuous_strata > 1},
-                continuous_strata,
-            ),
+            treatment,
+            covariates,
             NumericalJointObsField(keys.CONTINUOUS_KEY, continuous_covariate_keys),
             NumericalObsField(keys.SIZE_FACTOR_KEY, size_factor_key, required=False),
         ]
         if batch_key is not None:
-            fields.append(CovariateField([batch_key], registry_key=keys.BATCH_KEY))
-        if "source_registry" not in kwargs:
-            _check_design(adata, fields[1], fields[2])
+            batches = CovariateField([batch_key], registry_key=keys.BATCH_KEY)
+            fields.append(batches)
+            if is_new:
+                batches.prepare(adata)
+        if is_new:
+            _check_design(adata, treatment, covariates)
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -267,27 +263,47 @@ class VCI(
             "Use setup_anndata; backed AnnData are read from disk."
         )
 
+    @classmethod
+    def registry_of(cls, adata: AnnData) -> dict[str, Any]:
+        """Registry that an AnnData, or the one that it is a copy of, was set up with.
+
+        Parameters
+        ----------
+        adata
+            The cells.
+
+        Raises
+        ------
+        ValueError
+            If it was not set up.
+        """
+        manager = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
+        if manager is None:
+            raise ValueError(
+                f"adata was not set up in this session: call {cls.__name__}.setup_anndata first, "
+                "or pass model= to read it as a model does."
+            )
+        return manager.registry
+
     def _sizes(self) -> DataSizes:
-        covariates = self._state(keys.COVARIATES_KEY)
         return DataSizes(
             n_genes=self.summary_stats["n_vars"],
-            doses=self._arms.relative_doses,
-            control=control_index(self._state(keys.TREATMENT_KEY)),
-            n_levels=[len(levels) for levels in covariates["levels"]],
-            n_continuous=len(self._setup_arg("continuous_covariate_keys") or []),
-            n_strata=len(covariates["strata"]),
+            doses=self.arms.relative_doses.toarray(),
+            control=0,
+            n_levels=[len(levels) for levels in self._state(keys.COVARIATES_KEY)["levels"]],
+            n_continuous=len(self.setup_args["continuous_covariate_keys"] or []),
             n_batches=len(self.batches),
         )
 
     def __repr__(self) -> str:
         """Say what the model is, what it was given and whether it is trained."""
-        n_continuous = len(self._setup_arg("continuous_covariate_keys") or [])
+        n_continuous = len(self.setup_args["continuous_covariate_keys"] or [])
         covariates = [*self._state(keys.COVARIATES_KEY)["keys"]]
         objective = self.config.objective
         trained = f"yes, seed {self.seed_}" if self.is_trained_ else "no; call train()"
         return "\n".join(
             [
-                f"VCI model of {len(self.gene_names_)} genes",
+                f"VCI model of {len(self.genes)} genes",
                 f"  treatments: {_shortened(self.treatments)} (control: {self.control!r})",
                 f"  covariates: {_shortened(covariates) or 'none'}"
                 + (f" and {n_continuous} continuous" if n_continuous else "")
@@ -302,34 +318,25 @@ class VCI(
 
 
 def _check_design(adata: AnnData, treatment: TreatmentField, covariates: CovariateField) -> None:
-    """Check strata and pairs on a copy of the labels only."""
-    given = treatment.treatment_keys
-    columns = [given.key, given.dose_key, *covariates.covariate_keys, *covariates.edges]
-    labels = type(adata)(obs=adata.obs[[k for k in columns if k in adata.obs]])
-    if given.key not in labels.obs:
-        labels.obsm[given.key] = adata.obsm[given.key]
-    state = treatment.register_field(labels)
-    strata = covariates.register_field(labels)
-    counts = pair_counts(
-        labels.obs[treatment.attr_key].to_numpy(),
-        stratum_codes(labels.obsm[covariates.attr_key], strata),
-        len(state["names"]),
-        len(strata["strata"]),
-    )
-    check_pairs(counts, state["names"], stratum_names(strata))
+    """Check strata and pairs before anything is written."""
+    arms, codes = treatment.prepare(adata)
+    strata, covariate_codes = covariates.prepare(adata)
+    names = stratum_names(strata)
+    stratum = stratum_codes(covariate_codes, strata)
+    pairs, _ = Pairs.count(stratum, codes, len(names), len(arms["names"]))
+    check_pairs(pairs, arms["names"], names)
 
 
 def _read_embeddings(
     adata: AnnData,
     layer: str | None,
     treatment_keys: TreatmentKeys,
-    table: pd.DataFrame | str | None,
-) -> tuple[list[str], np.ndarray] | None:
+    table: pd.DataFrame | str,
+) -> tuple[list[str], np.ndarray]:
     """Features of the treatments, those of genes from the control cells."""
-    if table is None:
-        return None
-    names, conditions = read_arms(adata, treatment_keys)
-    members = sorted({member for condition in conditions.values() for member in condition})
+    codes, conditions = read_conditions(adata, treatment_keys)
+    members = sorted({member for condition in conditions for member in condition.members})
+    untreated = np.array([not condition.members for condition in conditions])
     return read_embeddings(
         table,
         adata,
@@ -337,7 +344,7 @@ def _read_embeddings(
         treatment_keys.control,
         treatment_keys.separator,
         layer=layer,
-        cells=names == treatment_keys.control,
+        cells=untreated[codes],
     )
 
 

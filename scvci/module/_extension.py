@@ -67,9 +67,6 @@ def extend_weights(old: VCIModule, new: VCIModule) -> dict[str, Tensor]:
             continue
         if source.shape == value.shape:
             value.copy_(source)
-        elif name == "calibration":
-            value.zero_()
-            value[: source.shape[0], : source.shape[1]] = source
         elif name in growth:
             extended, masks[name] = _extend(source, value.shape, growth[name])
             value.copy_(extended)

@@ -41,10 +41,8 @@ class VCIModule(BaseModuleClass):
     """
 
     treatment_codes: Tensor
-    calibration: Tensor
     reference_size: Tensor
     feature_mean: Tensor
-    feature_scale: Tensor
     continuous_mean: Tensor
     continuous_scale: Tensor
 
@@ -61,16 +59,13 @@ class VCIModule(BaseModuleClass):
         self.decoder = self.backbone.build_decoder(self.likelihood.n_heads)
         self.response = build_dose_response(config.architecture.dose_response, sizes.doses)
         codes = self.backbone.codes.table
-        n_treatments, n_code = codes.shape
+        n_code = codes.shape[1]
         term = get_covariate_term(objective.covariate_term)
         self.covariate_term = term(sizes.n_genes, n_code, sizes.n_covariate, objective.reduction)
 
         self.register_buffer("treatment_codes", torch.as_tensor(codes, dtype=torch.float32))
-        shape = (sizes.n_strata, n_treatments, sizes.n_genes)
-        self.register_buffer("calibration", torch.zeros(shape))
         self.register_buffer("reference_size", torch.tensor(1.0))
         self.register_buffer("feature_mean", torch.zeros(sizes.n_genes))
-        self.register_buffer("feature_scale", torch.ones(sizes.n_genes))
         self.register_buffer("continuous_mean", torch.zeros(sizes.n_continuous))
         self.register_buffer("continuous_scale", torch.ones(sizes.n_continuous))
 
@@ -92,7 +87,7 @@ class VCIModule(BaseModuleClass):
         """Turn expression at the reference size into what the encoder sees; same shape."""
         if self.likelihood.uses_size:
             scaled = torch.log1p(scaled)
-        return (scaled - self.feature_mean) / self.feature_scale
+        return scaled - self.feature_mean
 
     def covariate_codes(self, tensors: dict[str, Tensor], counterfactual: bool = False) -> Tensor:
         """One-hot categorical and standardised continuous covariates, ``(n_cells, n_covariate)``.
@@ -319,11 +314,6 @@ class VCIModule(BaseModuleClass):
         )
         return self.covariate_term.critic_loss(real, generated)
 
-    def calibration_shift(self, stratum: Tensor, treatment: Tensor) -> Tensor:
-        """Calibration of (x, t), shape ``(n_cells, n_genes)``; zero for an unknown stratum."""
-        known = (stratum >= 0).unsqueeze(-1)
-        return self.calibration[stratum.clamp(min=0), treatment] * known
-
     @torch.inference_mode()
     def sample(
         self, tensors: dict[str, Tensor], n_samples: int = 1, target: Tensor | None = None
@@ -346,7 +336,6 @@ class VCIModule(BaseModuleClass):
         reference_size: float,
         mean_rate: np.ndarray,
         feature_mean: np.ndarray,
-        feature_scale: np.ndarray,
         continuous: tuple[np.ndarray, np.ndarray],
         effect_variances: tuple[float, ...] | None = None,
         n_cells: int = 1,
@@ -359,8 +348,8 @@ class VCIModule(BaseModuleClass):
             Size at which cells are compared (median of the training cells).
         mean_rate
             Mean expression of a cell of size one, shape ``(n_genes,)``; the decoder starts there.
-        feature_mean, feature_scale
-            Location and scale of the encoder's features, shape ``(n_genes,)``.
+        feature_mean
+            Mean of the encoder's features, shape ``(n_genes,)``.
         continuous
             Mean and standard deviation of the continuous covariates.
         effect_variances, n_cells
@@ -368,8 +357,8 @@ class VCIModule(BaseModuleClass):
         """
         self.reference_size.fill_(reference_size)
         feature_mean = self.backbone.feature_location(feature_mean)
-        names = ("feature_mean", "feature_scale", "continuous_mean", "continuous_scale")
-        for name, value in zip(names, (feature_mean, feature_scale, *continuous), strict=True):
+        names = ("feature_mean", "continuous_mean", "continuous_scale")
+        for name, value in zip(names, (feature_mean, *continuous), strict=True):
             self.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float32))
         rate = torch.as_tensor(mean_rate, dtype=torch.float32, device=self.device)
         self.decoder.start(self.likelihood.initial_bias(rate), effect_variances, n_cells)

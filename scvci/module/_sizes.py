@@ -26,8 +26,6 @@ class DataSizes:
         Levels of each categorical covariate.
     n_continuous
         Continuous covariates.
-    n_strata
-        Observed combinations of covariate levels.
     n_batches
         Technical batches, 0 where they are not told apart.
     """
@@ -37,7 +35,6 @@ class DataSizes:
     control: int
     n_levels: list[int]
     n_continuous: int
-    n_strata: int
     n_batches: int = 0
 
     @property

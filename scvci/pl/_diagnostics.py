@@ -42,7 +42,7 @@ def disentanglement(
     Parameters
     ----------
     table
-        Result of :meth:`~scvci.model.VCI.test_disentanglement` or
+        Result of :func:`~scvci.tl.disentanglement_test` or
         :func:`~scvci.effects.conditional_independence_test`.
     test
         ``"auc"`` or ``"energy"``.
@@ -113,7 +113,7 @@ def overlap(
     Parameters
     ----------
     table
-        Result of :meth:`~scvci.model.VCI.check_overlap` or :func:`~scvci.effects.overlap_table`.
+        Result of :func:`~scvci.tl.check_overlap` or :func:`~scvci.effects.overlap_table`.
     show, save
         See :func:`training_curves`.
     ax

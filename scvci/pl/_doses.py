@@ -18,7 +18,7 @@ from scipy import sparse
 from scvci._names import unknown_name_message
 
 from ._panels import MAX_COLUMNS, check_known, make_panels
-from ._plots import _counts, _finish
+from ._plots import _finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.axes import Axes
 
+    from scvci.data import Cells
     from scvci.model import VCI
 
 #: Draws of each cell: their noise stays below that of as many measured cells.
@@ -120,8 +121,8 @@ def dose_response(
     KeyError
         If ``groupby`` is not a column of ``obs``.
     """
-    model._require_trained("plot dose responses")
-    cells = model._cells_of(adata)
+    model.require_trained("plot dose responses")
+    cells = model.cells(adata)
     members = [treatment] if isinstance(treatment, str) else list(treatment)
     if not members:
         raise ValueError("treatment= is empty; name at least one.")
@@ -129,9 +130,9 @@ def dose_response(
     panels = _panels(model, genes)
     if ax is not None and len(panels) > 1:
         raise ValueError(f"ax= holds one panel and {len(panels)} are asked for; give no ax.")
-    rows_of = _group_rows(cells, groupby, groups)
+    rows_of = _group_rows(cells.adata, groupby, groups)
     smallest = min(d[0] for d in measured.values())
-    labels, rng = model._arm_labels(cells), np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     chosen = {
         group: np.sort(rng.choice(rows, min(len(rows), max_cells), replace=False))
         for group, rows in rows_of.items()
@@ -140,11 +141,11 @@ def dose_response(
     lines = _lines(members, list(rows_of))
     for line in lines:
         grid = _grid(measured[line.treatment], doses, n_points, smallest)
-        part = cells[chosen[line.group], list(model.gene_names_)].copy()
+        part = cells.take(chosen[line.group])
         curve = _predict_means(model, part, line.treatment, grid, panels, seed)
-        points = _measure(model, cells, labels, rows_of[line.group], line.treatment, panels)
+        points = _measure(model, cells, rows_of[line.group], line.treatment, panels)
         _draw(axes, line, grid, curve, points, shared=len(members) > 1)
-    _label(axes, list(panels), model.module.likelihood.is_count)
+    _label(axes, list(panels), model.is_count)
     _set_dose_axis(axes, measured, smallest)
     _add_legend(axes, lines, members, list(rows_of), given=ax is not None)
     _finish(axes[0].figure, show, save)
@@ -156,20 +157,20 @@ def dose_response(
 
 def _measured_doses(model: VCI, member: str) -> np.ndarray:
     """Doses of a member in the arms that hold nothing else, in increasing order."""
-    arms = model._arms
+    arms = model.arms
     if not arms.dosed:
         raise ValueError(
             f"There is no dose of {member!r} to plot: the data were set up without doses. Pass "
             "dose_key= to setup_anndata."
         )
     check_known("treatment", [member], arms.members, "no single member, named without its dose")
-    own = arms.doses[arms.alone, arms.members.index(member)]
-    if not (own > 0).any():
+    _, own = arms.doses_alone(member)
+    if not len(own):
         raise ValueError(
             f"Treatment {member!r} was not measured alone, only in combinations; there is no "
             "dose response to compare with. Use predict_counterfactual for its predictions."
         )
-    return np.unique(own[own > 0])
+    return np.unique(own)
 
 
 def _panels(
@@ -182,7 +183,7 @@ def _panels(
         named = {str(g): [str(g)] for g in ([genes] if isinstance(genes, str) else genes)}
     if not named or not all(len(own) for own in named.values()):
         raise ValueError(f"genes={genes!r} has a panel without a gene; name at least one.")
-    known = [str(g) for g in model.gene_names_]
+    known = [str(g) for g in model.genes]
     check_known("gene", (g for own in named.values() for g in own), known, _UNKNOWN)
     return {name: pd.Index(known).get_indexer(list(own)) for name, own in named.items()}
 
@@ -251,46 +252,43 @@ def _values(matrix: Any, panels: dict[str, np.ndarray], is_count: bool) -> np.nd
 
 def _predict_means(
     model: VCI,
-    cells: AnnData,
+    cells: Cells,
     member: str,
     grid: np.ndarray,
     panels: dict[str, np.ndarray],
     seed: int,
 ) -> np.ndarray:
-    """Mean over cells and draws at each dose, shape (n_doses, n_panels); adds no layer."""
-    is_count = model.module.likelihood.is_count
-    n_samples = _N_DRAWS if is_count else None
+    """Mean over cells and draws at each dose, shape (n_doses, n_panels); writes nothing."""
+    n_samples = _N_DRAWS if model.is_count else None
     means = []
     for dose in grid:
         with torch.random.fork_rng():
             # The same draws at each dose, so that a curve is as smooth as can be.
             torch.manual_seed(seed)
-            layers = model.predict_counterfactual(
-                member, cells, layer_added="_dose_response", dose=float(dose), n_samples=n_samples
+            blocks = model.predict_counterfactual(
+                member,
+                cells.adata,
+                indices=cells.rows,
+                dose=float(dose),
+                n_samples=n_samples,
+                output="blocks",
             )
-        drawn = [_values(cells.layers.pop(name), panels, is_count).mean(axis=0) for name in layers]
-        means.append(np.mean(drawn, axis=0))
+            drawn = [block.values.reshape(-1, block.values.shape[-1]) for block in blocks]
+        means.append(_values(np.concatenate(drawn), panels, model.is_count).mean(axis=0))
     return np.stack(means)
 
 
 def _measure(
-    model: VCI,
-    cells: AnnData,
-    labels: np.ndarray,
-    rows: np.ndarray,
-    member: str,
-    panels: dict[str, np.ndarray],
+    model: VCI, cells: Cells, rows: np.ndarray, member: str, panels: dict[str, np.ndarray]
 ) -> list[tuple[float, np.ndarray, np.ndarray]]:
     """Dose, mean and standard error (one per panel) of the control and each arm with cells."""
-    arms, found = model._arms, []
-    own = arms.doses[:, arms.members.index(member)]
-    doses = {arms.names[i]: own[i] for i in np.flatnonzero(arms.alone & (own > 0))}
-    for name, dose in {model.control: 0.0, **doses}.items():
-        picked = rows[labels[rows] == name]
+    codes, doses = model.arms.doses_alone(member)
+    found = []
+    for code, dose in zip([0, *codes], [0.0, *doses], strict=True):
+        picked = rows[cells.treatment[rows] == code]
         if not len(picked):
             continue
-        part = _counts(model, cells[picked, list(model.gene_names_)])
-        values = _values(part.X, panels, model.module.likelihood.is_count)
+        values = _values(cells.block(picked), panels, model.is_count)
         spread = values.std(axis=0, ddof=1) if len(picked) > 1 else np.full(len(panels), np.nan)
         found.append((float(dose), values.mean(axis=0), spread / len(picked) ** 0.5))
     return found

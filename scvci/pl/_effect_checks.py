@@ -42,7 +42,7 @@ def leakage(
     Parameters
     ----------
     table
-        Result of :meth:`~scvci.model.VCI.test_leakage`: ``treatment``, ``stratum``, ``gene``,
+        Result of :func:`~scvci.tl.leakage_test`: ``treatment``, ``stratum``, ``gene``,
         ``statistic``, ``std_error`` and ``q_value``.
     treatment, stratum
         The only treatment or stratum to draw. By default there is a panel for each stratum, with

@@ -54,7 +54,7 @@ def forest(
     Parameters
     ----------
     table
-        Result of :meth:`~scvci.model.VCI.estimate_effects`.
+        Result of :func:`~scvci.tl.estimate_effects`.
     genes
         Genes from top to bottom; by default those with the smallest p-values in any stratum
         (without p-values the largest estimates), by descending mean estimate.
@@ -123,7 +123,7 @@ def volcano(
     Parameters
     ----------
     table
-        Result of :meth:`~scvci.model.VCI.estimate_effects`.
+        Result of :func:`~scvci.tl.estimate_effects`.
     treatment
         The treatment, needed if the table has several.
     stratum

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scanpy as sc
 from anndata import AnnData
+from scipy import sparse
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -105,23 +106,26 @@ def counterfactual_shift(
     -------
     The axes.
     """
-    cells = model.adata if adata is None else adata
-    labels = model._arm_labels(cells)
-    rng = np.random.default_rng(seed)
+    cells = model.cells(adata)
+    arms, rng = model.arms, np.random.default_rng(seed)
 
-    def pick(label: str) -> np.ndarray:
-        rows = np.flatnonzero(labels == label)
+    def pick(arm: int | None) -> np.ndarray:
+        rows = np.flatnonzero(cells.treatment == (-1 if arm is None else arm))
         return np.sort(rng.choice(rows, min(len(rows), max_cells), replace=False))
 
-    controls, treated = pick(model.control), pick(treatment)
-    factual = cells[controls].copy()
-    (layer,) = model.predict_counterfactual(treatment, factual, n_samples=1, layer_added="_shift")
+    [condition] = model.conditions(treatment)
+    controls, treated = pick(0), pick(arms.find(condition))
+    blocks = model.predict_counterfactual(
+        treatment, cells.adata, indices=controls, n_samples=1, output="blocks"
+    )
+    predicted = sparse.vstack([sparse.csr_matrix(block.values) for block in blocks])
+    parts = {
+        "control": cells.block(controls),
+        f"control, had it received {treatment}": predicted,
+        f"received {treatment}": cells.block(treated),
+    }
     kinds = {
-        "control": _counts(model, factual),
-        f"control, had it received {treatment}": AnnData(
-            factual.layers[layer].astype(np.float32), obs=factual.obs, var=factual.var
-        ),
-        f"received {treatment}": _counts(model, cells[treated].copy()),
+        kind: AnnData(sparse.csr_matrix(part, dtype=np.float32)) for kind, part in parts.items()
     }
     joint = sc.concat(kinds, label="kind", index_unique="-")
     sc.pp.filter_cells(joint, min_counts=1)
@@ -208,12 +212,6 @@ def effect_scatter(
     fig.tight_layout()
     _finish(fig, show, save)
     return axes
-
-
-def _counts(model: VCI, cells: AnnData) -> AnnData:
-    layer = model._setup_arg("layer")
-    matrix = cells.X if layer is None else cells.layers[layer]
-    return AnnData(matrix.astype(np.float32), obs=cells.obs, var=cells.var)
 
 
 def _finish(fig: object, show: bool | None, save: str | Path | None) -> None:

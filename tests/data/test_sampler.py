@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from anndata import AnnData
 from scipy import stats
 
 from scvci.data import Cohort, CounterfactualSampler, compute_statistics, split_cells
@@ -25,13 +26,17 @@ def test_statistics_against_direct_computation(cohort):
     size = x.sum(1)
     assert statistics.reference_size == np.median(size)
     scaled = x / size[:, None] * np.median(size)
-    pair = cohort.pair[cohort.indices]
-    for p in range(9):
-        rows = scaled[pair == p]
-        assert statistics.pair_count[p] == len(rows)
+    stratum, treatment = cohort.stratum[cohort.indices], cohort.treatment[cohort.indices]
+    assert len(statistics.pairs) == 8
+    for pair in np.ndindex(3, 3):
+        rows = scaled[(stratum == pair[0]) & (treatment == pair[1])]
+        p = statistics.pairs.rows(*pair)
         if len(rows):
+            assert statistics.pair_count[p] == len(rows)
             np.testing.assert_allclose(statistics.pair_mean[p], rows.mean(0))
             np.testing.assert_allclose(statistics.pair_var[p], rows.var(0), atol=1e-8)
+        else:
+            assert p == -1
     np.testing.assert_allclose(statistics.feature_mean, np.log1p(scaled).mean(0))
     np.testing.assert_allclose(statistics.mean_rate, (x / size[:, None]).mean(0))
 
@@ -43,22 +48,22 @@ def test_references_come_from_the_pair_and_from_training_cells(cohort, rng):
     rows = np.arange(cohort.adata.n_obs)
     batch = sampler(rows, rng)
     target = batch[keys.TARGET_KEY].ravel()
-    pair = cohort.stratum[rows] * 3 + target
+    statistics = sampler.statistics
+    pair = statistics.pairs.rows(cohort.stratum[rows], target)
     drawn = sampler.draw_references(pair, rng)
     supported = batch[keys.SUPPORTED_KEY].ravel() > 0
     assert supported.any()
     assert not supported.all()
-    np.testing.assert_array_equal(supported, pair != 2)
+    np.testing.assert_array_equal(supported, (cohort.stratum[rows] > 0) | (target != 2))
     assert np.isin(drawn[supported], cohort.indices).all()
     np.testing.assert_array_equal(
-        cohort.pair[drawn[supported]], np.repeat(pair[supported, None], 4, axis=1)
+        statistics.pairs.rows(cohort.stratum[drawn], cohort.treatment[drawn])[supported],
+        np.repeat(pair[supported, None], 4, axis=1),
     )
     size = batch[keys.REFERENCE_KEY].sum(-1)[supported]
-    np.testing.assert_allclose(size, sampler.statistics.reference_size, rtol=1e-5)
-    statistics = sampler.statistics
-    np.testing.assert_allclose(
-        batch[keys.REFERENCE_MEAN_KEY], statistics.pair_mean[pair], rtol=1e-6
-    )
+    np.testing.assert_allclose(size, statistics.reference_size, rtol=1e-5)
+    expected = np.where(supported[:, None], statistics.pair_mean[pair], 0)
+    np.testing.assert_allclose(batch[keys.REFERENCE_MEAN_KEY], expected, rtol=1e-6)
 
 
 def test_balanced_targets_include_the_control_and_never_the_received_treatment(cohort, rng):
@@ -77,6 +82,50 @@ def test_arms_without_cells_are_drawn_less_often(cohort, rng):
     target = sampler.draw_targets(np.zeros(8000, int), np.zeros(8000, int), rng)
     # 0.2 against 0.8 / 2 for the one supported arm besides the received control
     assert (target == 2).mean() == pytest.approx(0.2 / (0.2 + 0.4), abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "supported",
+    [
+        [True, True, False, True, False, True, False],
+        [True, False, False, False, False, False, False],
+        [True] * 7,
+        [True, True, False, False, False, False, False],
+    ],
+    ids=["some", "one with cells", "all with cells", "two with cells"],
+)
+def test_frequencies_of_targets_are_the_exact_probabilities(supported, rng):
+    """0.8 / 0.2 among arms with and without cells, over all but the received arm."""
+    supported = np.array(supported)
+    cells = np.flatnonzero(supported).repeat(5)
+    adata = AnnData(np.ones((len(cells), 2), dtype=np.float32))
+    strata = np.zeros(len(cells), dtype=int)
+    cohort = Cohort(adata, None, np.arange(len(cells)), cells, strata, len(supported), 1)
+    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True))
+    share = np.where(supported, 0.8 / supported.sum(), 0.2 / max((~supported).sum(), 1))
+    for received in range(len(supported)):
+        expected = np.where(np.arange(len(share)) == received, 0, share)
+        expected /= expected.sum()
+        n = 20000
+        drawn = sampler.draw_targets(np.zeros(n, int), np.full(n, received), rng)
+        counts = np.bincount(drawn, minlength=len(share))
+        possible = expected > 0
+        assert counts[~possible].sum() == 0
+        test = stats.chisquare(counts[possible], n * expected[possible])
+        assert possible.sum() == 1 or test.pvalue > 1e-4
+
+
+def test_strata_draw_from_their_own_arms(rng):
+    """Whether arms have cells differs between the strata of a batch."""
+    treatment, stratum = np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1])
+    adata = AnnData(np.ones((4, 2), dtype=np.float32))
+    cohort = Cohort(adata, None, np.arange(4), treatment, stratum, 3, 2)
+    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True))
+    x = rng.integers(2, size=20000)
+    target = sampler.draw_targets(x, np.zeros(20000, int), rng)
+    assert (target[x == 0] == 1).mean() == pytest.approx(0.4 / 0.6, abs=0.02)
+    assert (target[x == 1] == 2).mean() == pytest.approx(0.4 / 0.6, abs=0.02)
+    assert (target > 0).all()
 
 
 def test_paper_targets_follow_the_treated_cells_and_never_the_control(cohort, rng):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 import scvci
 from scvci.data import compute_statistics
-from scvci.metrics import effect_variances, forecast_levels
-from scvci.model import VCI, _calibration
+from scvci.model import VCI, _calibration_fit, _shift_solver, _stratum_cells
+from scvci.pooling import Pairs, effect_variances, forecast
 
 
 @pytest.fixture(scope="module")
@@ -28,34 +30,36 @@ def fitted():
     return model, adata
 
 
-def _level(adata, layer, stratum):
+def _mean(adata, layer, stratum):
     """log1p per 10,000 of the mean of the stratum's cells, all at the same library size."""
     mean = adata.layers[layer][adata.obs["cell_type"] == stratum].mean(axis=0)
     return np.log1p(1e4 * mean / mean.sum())
 
 
-def _levels_under_treatment(model, adata, share, monkeypatch):
+def _means_under_treatment(model, adata, share, monkeypatch):
     """Mean under the treatment by stratum, calibrated with that share."""
-    monkeypatch.setattr(_calibration, "_forecast_share", lambda *_: share)
+    monkeypatch.setattr(_shift_solver, "_forecast_weight", lambda s, _: np.full_like(s, share))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
         model.predict_counterfactual(library_size=1e4)
     strata = adata.obs["cell_type"].cat.categories
-    return {x: _level(adata, "counterfactual_IFNb", x) for x in strata}
+    return {x: _mean(adata, "counterfactual_IFNb", x) for x in strata}
 
 
-def _forecast(model, adata):
+def _forecast(model, adata, strata, treatment):
     statistics = compute_statistics(model._cohort(np.arange(adata.n_obs)), uses_size=True)
-    levels = _calibration.measured_levels(model.module, statistics)
-    return forecast_levels(levels, effect_variances(levels))
+    means = _calibration_fit.measured_means(model.module, statistics)
+    codes = np.array([model.strata.index(x) for x in strata])
+    treatments = np.full_like(codes, model.treatments.index(treatment))
+    return forecast(means, effect_variances(means)).at(codes, treatments)
 
 
 def test_a_pair_without_cells_is_half_way_to_the_forecast(fitted, monkeypatch):
     model, adata = fitted
     shares = (0.0, 0.5, 1.0)
-    means = {s: _levels_under_treatment(model, adata, s, monkeypatch)["B"] for s in shares}
-    expected = _forecast(model, adata)[model.strata.index("B"), model.treatments.index("IFNb")]
+    means = {s: _means_under_treatment(model, adata, s, monkeypatch)["B"] for s in shares}
+    (expected,) = _forecast(model, adata, ["B"], "IFNb")
     gap = np.abs(means[0.0] - means[1.0]).max()
     assert gap > 0.05
     # The whole moves a little, as the forecast has another total; nor is the fixed point run to
@@ -69,48 +73,97 @@ def test_a_pair_without_cells_is_half_way_to_the_forecast(fitted, monkeypatch):
 def test_forecasts_weigh_a_third_without_cells_and_a_half_with_them(fitted, monkeypatch):
     """And more by the share of noise in the measured effects."""
     model, adata = fitted
-    asked, share_of = {}, _calibration._forecast_share
+    asked, weight_of = {}, _shift_solver._forecast_weight
 
-    def record(levels, variances, treatment, control, least):
-        quiet = dataclasses.replace(levels, noise=np.zeros_like(levels.noise))
-        assert share_of(quiet, variances, treatment, control, least) == pytest.approx(least)
-        loud = dataclasses.replace(levels, noise=np.full_like(levels.noise, 1e6))
-        assert share_of(loud, variances, treatment, control, least) == pytest.approx(1, abs=1e-3)
-        asked.setdefault(least, []).append(treatment)
-        return share_of(levels, variances, treatment, control, least)
+    def record(share, least):
+        np.testing.assert_allclose(weight_of(np.zeros_like(share), least), least)
+        np.testing.assert_allclose(weight_of(np.ones_like(share), least), 1)
+        asked[least] = asked.get(least, 0) + len(share)
+        return weight_of(share, least)
 
-    monkeypatch.setattr(_calibration, "_forecast_share", record)
+    monkeypatch.setattr(_shift_solver, "_forecast_weight", record)
     model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
-    assert asked[1 / 3] == [model.treatments.index("IFNb")]
-    assert len(asked[1 / 2]) == len(model.strata) * len(model.treatments) - 1
+    n_pairs = len(model.strata) * len(model.treatments)
+    assert asked == {1 / 2: n_pairs - 1}
+    calibration, ifn = model.calibration, model.treatments.index("IFNb")
+    for t in range(len(model.treatments)):
+        calibration.shift_of(model.module, t)
+    assert asked == {1 / 2: n_pairs - 1, 1 / 3: 1}
+    calibration.shift_of(model.module, ifn)
+    assert asked[1 / 3] == 1
+    noise = calibration.means.noise
+    loud = dataclasses.replace(calibration.means, noise=np.full_like(noise, 1e6))
+    loud = dataclasses.replace(calibration.forecast, means=loud)
+    np.testing.assert_allclose(loud.noise_share, 1, atol=1e-3)
 
 
 def test_without_the_forecast_the_mean_change_is_borrowed(fitted, monkeypatch):
     """shift(x, t) = shift(x, control) + mean over other strata of the shifts that close gaps."""
     model, adata = fitted
-    found = []
-    fit_gaps = _calibration._fit_gaps
-
-    def record(*arguments):
-        found.append(fit_gaps(*arguments))
-        return found[-1].copy()
-
-    monkeypatch.setattr(_calibration, "_fit_gaps", record)
-    _levels_under_treatment(model, adata, 0.0, monkeypatch)
-    shift = model.module.calibration.numpy()
+    _means_under_treatment(model, adata, 0.0, monkeypatch)
+    calibration = model.calibration
     t, x = model.treatments.index("IFNb"), model.strata.index("B")
+    found, control = (calibration.shift_of(model.module, code) for code in (t, 0))
     others = [i for i in range(3) if i != x]
-    borrowed = shift[x, 0] + (found[0][others, t] - found[0][others, 0]).mean(0)
-    np.testing.assert_allclose(shift[x, t], borrowed, atol=1e-4)
+    # Without the forecast, shifts of measured pairs are those that close the gaps.
+    borrowed = control[x] + (found[others] - control[others]).mean(axis=0)
+    np.testing.assert_allclose(found[x], borrowed, atol=1e-4)
 
 
 def test_a_measured_pair_with_all_the_share_has_the_forecast_mean(fitted, monkeypatch):
     model, adata = fitted
-    _levels_under_treatment(model, adata, 1.0, monkeypatch)
-    forecast = _forecast(model, adata)
-    t = model.treatments.index("IFNb")
-    for stratum in ("CD4 T", "CD14 Mono"):
-        level = _level(adata, "counterfactual_IFNb", stratum)
-        off = level - forecast[model.strata.index(stratum), t]
+    _means_under_treatment(model, adata, 1.0, monkeypatch)
+    strata = ("CD4 T", "CD14 Mono")
+    for stratum, expected in zip(strata, _forecast(model, adata, strata, "IFNb"), strict=True):
+        off = _mean(adata, "counterfactual_IFNb", stratum) - expected
         # Shares of one total: all move together where logs of means do not sum to it.
         assert np.abs(off - np.median(off)).max() < 0.02
+
+
+def test_a_pair_without_cells_is_predicted_after_loading_without_cells(fitted, tmp_path):
+    model, adata = fitted
+    model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+    model.save(tmp_path / "model")
+    loaded = VCI.load(tmp_path / "model", adata=False, accelerator="cpu")
+    for t in range(len(model.treatments)):
+        expected = model.calibration.shift_of(model.module, t)
+        found = loaded.calibration.shift_of(loaded.module, t)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_cells_of_an_unknown_stratum_are_not_shifted(fitted):
+    model, _ = fitted
+    stratum, treatment = torch.tensor([-1, 0, -1, 1]), torch.tensor([0, 1, 1, 2])
+    shift = model.calibration.shift_of_cells(model.module, stratum, treatment)
+    assert (shift[[0, 2]] == 0).all()
+    for cell in (1, 3):
+        expected = model.calibration.shift_of(model.module, int(treatment[cell]))
+        np.testing.assert_array_equal(shift[cell], expected[stratum[cell]])
+
+
+def test_the_number_of_cells_falls_with_the_number_of_arms():
+    count = _stratum_cells.n_cells_per_stratum
+    assert count(60_000, 15, 3) == 1000
+    assert count(60_000, 1500, 3) == 160
+    assert count(60_000, 15_000, 3) == 64
+    assert count(10**7, 10_000, 1000) == 100
+
+
+def test_chunks_of_arms_give_what_all_arms_give(fitted, monkeypatch):
+    model, adata = fitted
+    shifts = []
+    for most in (_stratum_cells._MAX_NUMBERS, 1):
+        monkeypatch.setattr(_stratum_cells, "_MAX_NUMBERS", most)
+        model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+        shifts.append(model.calibration.shift)
+    np.testing.assert_allclose(*shifts, atol=1e-5)
+
+
+def test_batches_are_drawn_in_the_proportions_of_each_pair():
+    stratum, treatment = np.zeros(60, dtype=int), np.repeat([0, 1], [40, 20])
+    batch = np.concatenate([np.repeat([0, 1], [30, 10]), np.full(20, 2)])
+    reader = SimpleNamespace(stratum=stratum, treatment=treatment, batch=batch)
+    pairs, _ = Pairs.count(stratum, treatment, 1, 2)
+    batches = _stratum_cells.PairBatches.of(reader, np.arange(60), pairs)
+    drawn = batches.draw(np.array([1, 0]), 20, np.random.default_rng(0))
+    np.testing.assert_array_equal(np.sort(drawn), [[2] * 20, [0] * 15 + [1] * 5])

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scvci import tl
 import scvci
 from scvci.effects import conditional_independence_test
 from scvci.model import VCI
@@ -24,7 +25,7 @@ def _model(adata, covariates=("cell_type",), **arguments):
 
 def test_the_latent_state_is_tested_within_strata(trained):
     model, data = trained
-    table = model.test_disentanglement(n_permutations=49)
+    table = tl.disentanglement_test(model, n_permutations=49)
     expected = conditional_independence_test(
         model.get_latent_representation(),
         data.obs["treatment"].to_numpy(),
@@ -39,23 +40,23 @@ def test_the_latent_state_is_tested_within_strata(trained):
 def test_other_cells_in_any_order(trained):
     model, data = trained
     some = np.arange(0, 300, 2)
-    expected = model.test_disentanglement(indices=some, n_permutations=39)
+    expected = tl.disentanglement_test(model, indices=some, n_permutations=39)
     assert expected["n_cells"].max() <= 150
     order = np.random.default_rng(0).permutation(some)
     other = data[order, data.var_names[::-1]].copy()
-    given = model.test_disentanglement(other, n_permutations=39, batch_size=7)
+    given = tl.disentanglement_test(model, other, n_permutations=39, batch_size=7)
     pd.testing.assert_frame_equal(given, expected, rtol=1e-4)
 
 
 def test_an_untrained_model_and_a_single_treatment_are_refused(adata, trained):
     with pytest.raises(RuntimeError, match="not trained.*test its latent state"):
-        _model(adata).test_disentanglement()
+        tl.disentanglement_test(_model(adata))
     model, data = trained
     controls = np.flatnonzero(data.obs["treatment"] == "control")
     with pytest.raises(ValueError, match="all cells have the treatment 'control'"):
-        model.test_disentanglement(indices=controls)
+        tl.disentanglement_test(model, indices=controls)
     with pytest.raises(ValueError, match="n_permutations=0"):
-        model.test_disentanglement(n_permutations=0)
+        tl.disentanglement_test(model, n_permutations=0)
 
 
 def test_what_separates_the_latent_state_from_treatment_is_the_counterfactual_terms():
@@ -70,7 +71,7 @@ def test_what_separates_the_latent_state_from_treatment_is_the_counterfactual_te
             VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"])
             model = VCI(adata, n_latent=3, weights=weights, seed=0)
             model.train(max_epochs=30, batch_size=64, enable_progress_bar=False, accelerator="cpu")
-        auc[kind] = model.test_disentanglement(n_permutations=99).iloc[0]
+        auc[kind] = tl.disentanglement_test(model, n_permutations=99).iloc[0]
     assert auc["plain"]["p_value"] == 1 / 100
     assert auc["plain"]["statistic"] > 0.65
     assert auc["default"]["statistic"] < auc["plain"]["statistic"] - 0.15
@@ -81,7 +82,7 @@ def test_overlap_lists_every_pair_and_names_the_poor_ones(adata):
     kept = adata[~lost].copy()
     model = _model(kept)
     with pytest.warns(UserWarning, match=r"(?s)No cells.*extrapolated.*\(IFNb, B\)"):
-        table = model.check_overlap(min_cells=5)
+        table = tl.check_overlap(model.adata, min_cells=5)
     assert len(table) == len(model.strata) * len(model.treatments)
     counts = kept.obs.groupby(["cell_type", "treatment"], observed=False).size()
     for _, row in table.iterrows():
@@ -95,15 +96,15 @@ def test_good_overlap_warns_of_nothing(adata):
     model = _model(adata)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        table = model.check_overlap(min_cells=5)
+        table = tl.check_overlap(model.adata, min_cells=5)
     assert (table["flag"] == "").all()
     assert "share_low" not in table
     few = np.arange(60)
     with pytest.warns(UserWarning, match="Few cells"):
-        part = model.check_overlap(indices=few)
+        part = tl.check_overlap(model.adata, indices=few)
     assert part["n_cells"].sum() == 60
     with pytest.raises(ValueError, match="min_cells=0"):
-        model.check_overlap(min_cells=0)
+        tl.check_overlap(model.adata, min_cells=0)
 
 
 def test_continuous_covariates_enter_the_propensity(adata):
@@ -111,7 +112,7 @@ def test_continuous_covariates_enter_the_propensity(adata):
     adata.obs["age"] = np.random.default_rng(0).normal(size=adata.n_obs) + 6 * treated
     model = _model(adata, continuous_covariate_keys=["age"])
     with pytest.warns(UserWarning, match="Low propensity"):
-        table = model.check_overlap(min_cells=5)
+        table = tl.check_overlap(model.adata, min_cells=5)
     assert (table.loc[table["treatment"] == "control", "share_low"] > 0.1).all()
 
 
@@ -121,7 +122,7 @@ def test_combinations_that_training_did_not_see_are_strata_of_their_own(adata):
     other = adata.copy()
     other.obs["donor"] = "d1"
     with pytest.warns(UserWarning, match="Overlap is poor"):
-        table = model.check_overlap(other, min_cells=200)
+        table = tl.check_overlap(other, min_cells=200, model=model)
     assert list(table["stratum"].unique()[:3]) == model.strata
     assert table["n_cells"].sum() == adata.n_obs
     assert table.loc[table["stratum"] == "CD4 T | d1", "n_cells"].sum() > 0

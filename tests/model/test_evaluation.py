@@ -11,6 +11,7 @@ import scvi
 import torch
 from scipy import sparse
 
+from scvci import tl
 import scvci
 from scvci import metrics
 from scvci.model import VCI, _evaluation
@@ -28,7 +29,7 @@ def _model(adata, keys=("cell_type",), **arguments):
 def _evaluate(model, **arguments):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return model.evaluate(**{**QUIET, **arguments})
+        return tl.evaluate(model, **{**QUIET, **arguments})
 
 
 def test_table_folds_and_verdict(adata):
@@ -165,7 +166,7 @@ def test_names_with_slashes_continuous_covariates_and_size_factors(adata):
 def test_a_single_stratum_holds_out_cells_and_says_so(adata):
     model = _model(adata, keys=())
     with pytest.warns(UserWarning, match="Random cells of each pair are held out instead"):
-        table = model.evaluate(**QUIET, min_cells=5, max_folds=2)
+        table = tl.evaluate(model, **QUIET, min_cells=5, max_folds=2)
     assert table.attrs["split"] == "cells"
     assert set(table["pair"]) == {"seen"}
     assert set(table["fold"]) == {0, 1}
@@ -226,7 +227,7 @@ def test_loaded_without_cells(trained, tmp_path):
     model.save(tmp_path / "model")
     loaded = VCI.load(tmp_path / "model", adata=False, accelerator="cpu")
     with pytest.raises(ValueError, match="without cells"):
-        loaded.evaluate()
+        tl.evaluate(loaded)
 
 
 def test_global_seed_is_left_alone(adata):

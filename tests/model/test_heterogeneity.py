@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from scvci import tl
 import scvci
 from scvci.model import VCI
 
@@ -27,7 +28,7 @@ def _model(data, max_epochs=2, **arguments):
 def _test(model, *arguments, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return model.test_heterogeneity(*arguments, **{**QUIET, "max_epochs": 2, **options})
+        return tl.heterogeneity_test(model, *arguments, **{**QUIET, "max_epochs": 2, **options})
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def _log1p_differences(model, adata, treatment, reference="control"):
 
 
 def test_scores_are_projections_on_the_mean_effect(model, adata):
-    assert model.effect_scores("IFNb", batch_size=70) == "effect_IFNb"
+    assert tl.effect_scores(model, "IFNb", batch_size=70) == "effect_IFNb"
     scores = adata.obs["effect_IFNb"].to_numpy()
     d = _log1p_differences(model, adata, "IFNb")
     mean = d.mean(axis=0)
@@ -55,17 +56,17 @@ def test_scores_are_projections_on_the_mean_effect(model, adata):
 def test_scores_of_genes_and_weights(model, adata):
     genes = [adata.var_names[3], adata.var_names[11]]
     d = _log1p_differences(model, adata, "IFNb", "TNFa")[:, [3, 11]]
-    key = model.effect_scores("IFNb", genes, reference="TNFa", key_added="mine")
+    key = tl.effect_scores(model, "IFNb", genes, reference="TNFa", key_added="mine")
     np.testing.assert_allclose(adata.obs[key], d.mean(axis=1), rtol=1e-3, atol=1e-5)
     assert adata.uns["scvci"]["mine"]["scale"] == "log1p expression"
-    model.effect_scores("IFNb", pd.Series([3.0, -1.0], genes), "TNFa", key_added="mine")
+    tl.effect_scores(model, "IFNb", pd.Series([3.0, -1.0], genes), "TNFa", key_added="mine")
     np.testing.assert_allclose(adata.obs["mine"], d @ [0.75, -0.25], rtol=1e-3, atol=1e-5)
 
 
 def test_scores_of_other_cells(model, adata):
-    model.effect_scores("IFNb", ["Gene0001"])
+    tl.effect_scores(model, "IFNb", ["Gene0001"])
     other = adata[::-1, ::-1].copy()
-    model.effect_scores("IFNb", ["Gene0001"], adata=other, indices=np.arange(50))
+    tl.effect_scores(model, "IFNb", ["Gene0001"], adata=other, indices=np.arange(50))
     assert other.obs["effect_IFNb"].isna().sum() == other.n_obs - 50
     np.testing.assert_allclose(
         other.obs["effect_IFNb"][:50], adata.obs["effect_IFNb"][::-1][:50], rtol=1e-4, atol=1e-6
@@ -73,7 +74,7 @@ def test_scores_of_other_cells(model, adata):
 
 
 def test_scores_can_be_saved(model, adata, tmp_path):
-    model.effect_scores("IFNb")
+    tl.effect_scores(model, "IFNb")
     adata.write_h5ad(tmp_path / "scored.h5ad")
 
 
@@ -81,7 +82,7 @@ def test_scores_with_a_normal_likelihood(adata):
     data = adata.copy()
     data.layers["counts"] = data.layers["counts"].log1p()
     model = _model(data, likelihood="normal")
-    model.effect_scores("IFNb")
+    tl.effect_scores(model, "IFNb")
     assert np.mean(data.obs["effect_IFNb"]) == pytest.approx(1, abs=1e-3)
     with pytest.raises(ValueError, match="likelihood='normal' has no counts"):
         _test(model)
@@ -99,15 +100,15 @@ def test_scores_with_a_normal_likelihood(adata):
 )
 def test_errors_of_scores(model, arguments, message):
     with pytest.raises(ValueError, match=message):
-        model.effect_scores(**arguments)
+        tl.effect_scores(model, **arguments)
 
 
 def test_untrained(adata):
     VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"])
     with pytest.raises(RuntimeError, match="not trained"):
-        VCI(adata).effect_scores("IFNb")
+        tl.effect_scores(VCI(adata), "IFNb")
     with pytest.raises(RuntimeError, match="not trained"):
-        VCI(adata).test_heterogeneity("IFNb")
+        tl.heterogeneity_test(VCI(adata), "IFNb")
 
 
 def test_parts_of_counts_are_independent_parts(adata):

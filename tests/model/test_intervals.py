@@ -11,6 +11,7 @@ import scvi
 import torch
 from helpers import without_layers
 
+from scvci import tl
 import scvci
 from scvci.model import VCI
 
@@ -137,7 +138,7 @@ def test_stratum_intervals_cover_true_counterfactuals_although_the_model_is_hard
         model = _train(data, seed, **_PARTS)
         for treatment in ("IFNb", "TNFa"):
             rows = np.flatnonzero((data.obs["treatment"] != treatment).to_numpy())[:500]
-            layers = model.predict_interval(treatment, indices=rows)
+            layers = tl.predict_interval(model, treatment, indices=rows)
             assert layers == [f"counterfactual_{treatment}_{end}" for end in ("low", "high")]
             coverage.append(_covered(data, layers, treatment, rows))
             raw = model.predict_counterfactual(treatment, indices=rows, quantiles=(0.05, 0.95))
@@ -154,7 +155,7 @@ def test_individual_intervals_differ_between_cells_and_are_shorter(fitted):
     rows = np.flatnonzero((cells.obs["treatment"] == "control").to_numpy())
     widths = {}
     for method in ("stratum", "individual"):
-        low, high = model.predict_interval("IFNb", 0.9, method, cells, rows, layer_added=method)
+        low, high = tl.predict_interval(model, "IFNb", 0.9, method, cells, rows, layer_added=method)
         widths[method] = np.log1p(cells.layers[high]) - np.log1p(cells.layers[low])
         record = cells.uns["scvci"][low]
         assert record["method"] == method
@@ -172,7 +173,7 @@ def test_intervals_are_whole_numbers_nested_in_the_level_and_repeatable(fitted):
     rows = np.arange(80)
     bounds = {}
     for level in (0.5, 0.8, 0.9):
-        names = model.predict_interval("IFNb", level, adata=cells, indices=rows)
+        names = tl.predict_interval(model, "IFNb", level, adata=cells, indices=rows)
         bounds[level] = [cells.layers[name][rows] for name in names]
     assert (cells.X != before).nnz == 0
     assert torch.equal(torch.get_rng_state(), state)
@@ -183,18 +184,18 @@ def test_intervals_are_whole_numbers_nested_in_the_level_and_repeatable(fitted):
         # An empty interval is given the central count, which may lie beside a wider one.
         assert (bounds[wide][0] <= bounds[narrow][0]).mean() > 0.999
         assert (bounds[wide][1] >= bounds[narrow][1]).mean() > 0.999
-    again = model.predict_interval(["IFNb", "TNFa"], adata=cells, indices=rows)
+    again = tl.predict_interval(model, ["IFNb", "TNFa"], adata=cells, indices=rows)
     assert again[2:] == ["counterfactual_TNFa_low", "counterfactual_TNFa_high"]
     for name, expected in zip(again, bounds[0.9], strict=False):
         np.testing.assert_array_equal(cells.layers[name][rows], expected)
-    other = model.predict_interval("IFNb", adata=cells, indices=rows, seed=5)
+    other = tl.predict_interval(model, "IFNb", adata=cells, indices=rows, seed=5)
     assert (cells.layers[other[1]][rows] != bounds[0.9][1]).any()
 
 
 def test_what_calibrated_an_interval_is_recorded_and_survives_a_file(fitted, tmp_path):
     model, data = fitted
     cells = without_layers(data)
-    (_, high) = model.predict_interval("TNFa", 0.8, adata=cells, indices=[1, 2], n_samples=50)
+    (_, high) = tl.predict_interval(model, "TNFa", 0.8, adata=cells, indices=[1, 2], n_samples=50)
     for name in [n for n in cells.layers if n and n.startswith(("true", "counts_"))]:
         del cells.layers[name]
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -215,23 +216,23 @@ def test_what_calibrated_an_interval_is_recorded_and_survives_a_file(fitted, tmp
 def test_a_saved_model_knows_its_test_cells(fitted, tmp_path):
     model, data = fitted
     cells, again = without_layers(data), without_layers(data)
-    layers = model.predict_interval("IFNb", adata=cells, indices=[0, 5, 9])
+    layers = tl.predict_interval(model, "IFNb", adata=cells, indices=[0, 5, 9])
     model.save(str(tmp_path / "model"))
     loaded = VCI.load(str(tmp_path / "model"), adata=again, accelerator="cpu")
-    assert loaded.predict_interval("IFNb", indices=[0, 5, 9]) == layers
+    assert tl.predict_interval(loaded, "IFNb", indices=[0, 5, 9]) == layers
     for layer in layers:
         np.testing.assert_array_equal(again.layers[layer], cells.layers[layer])
         assert again.uns["scvci"][layer]["calibration"]["cells"] == "test"
     unread = VCI.load(str(tmp_path / "model"), accelerator="cpu")
     with pytest.raises(ValueError, match="loaded without cells"):
-        unread.predict_interval("IFNb", adata=cells)
+        tl.predict_interval(unread, "IFNb", adata=cells)
 
 
 def test_pairs_without_cells_are_calibrated_elsewhere_and_flagged():
     data = _simulate(900, held_out=[("IFNb", "B")], seed=1)
     model = _train(data, **_PARTS)
     with pytest.warns(UserWarning, match=r"'IFNb' have no guarantee in B \(0\).*needs 9"):
-        layers = model.predict_interval("IFNb")
+        layers = tl.predict_interval(model, "IFNb")
     calibration = data.uns["scvci"][layers[0]]["calibration"]
     expected = ["other strata" if x == "B" else "own stratum" for x in model.strata]
     assert list(calibration["basis"]) == expected
@@ -239,7 +240,7 @@ def test_pairs_without_cells_are_calibrated_elsewhere_and_flagged():
     assert np.isfinite(data.layers[layers[1]]).all()
     # A level that no number of these cells reaches leaves the model's own quantiles.
     with pytest.warns(UserWarning, match=r"CD14 Mono \(37\).*needs 999"):
-        layers = model.predict_interval("IFNb", 0.999)
+        layers = tl.predict_interval(model, "IFNb", 0.999)
     assert set(data.uns["scvci"][layers[0]]["calibration"]["basis"]) == {"model"}
     assert np.isfinite(data.layers[layers[1]]).all()
 
@@ -248,7 +249,7 @@ def test_validation_cells_and_retraining_give_no_guarantee():
     data = _simulate(700, seed=2)
     model = _train(data, train_size=0.7)
     with pytest.warns(UserWarning, match="chose when training stopped"):
-        layers = model.predict_interval("IFNb", indices=[0, 1])
+        layers = tl.predict_interval(model, "IFNb", indices=[0, 1])
     record = data.uns["scvci"][layers[0]]["calibration"]
     assert record["cells"] == "validation"
     assert not record["guarantee"].any()
@@ -256,7 +257,7 @@ def test_validation_cells_and_retraining_give_no_guarantee():
         warnings.simplefilter("ignore")
         model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", **_PARTS)
     with pytest.warns(UserWarning, match="earlier training"):
-        layers = model.predict_interval("IFNb", indices=[0, 1])
+        layers = tl.predict_interval(model, "IFNb", indices=[0, 1])
     assert not data.uns["scvci"][layers[0]]["calibration"]["guarantee"].any()
 
 
@@ -276,8 +277,8 @@ def test_cells_of_a_new_combination_are_missing_by_stratum_and_predicted_by_them
             validation_size=0.1,
         )
         new = ((data.obs["donor"] == "a") & (data.obs["cell_type"] == "B")).to_numpy()
-        by_stratum = model.predict_interval("IFNb", adata=data, layer_added="s")
-        alone = model.predict_interval("IFNb", method="individual", adata=data, layer_added="i")
+        by_stratum = tl.predict_interval(model, "IFNb", adata=data, layer_added="s")
+        alone = tl.predict_interval(model, "IFNb", method="individual", adata=data, layer_added="i")
     assert np.isnan(data.layers[by_stratum[0]][new]).all()
     assert not np.isnan(data.layers[by_stratum[0]][~new]).any()
     assert not np.isnan(data.layers[alone[0]]).any()
@@ -287,17 +288,17 @@ def test_bad_requests(fitted):
     model, data = fitted
     cells = without_layers(data)
     with pytest.raises(ValueError, match=r"level=1\.2"):
-        model.predict_interval("IFNb", level=1.2, adata=cells)
+        tl.predict_interval(model, "IFNb", level=1.2, adata=cells)
     with pytest.raises(ValueError, match="'median' is neither"):
-        model.predict_interval("IFNb", method="median", adata=cells)
+        tl.predict_interval(model, "IFNb", method="median", adata=cells)
     with pytest.raises(ValueError, match="n_samples=1"):
-        model.predict_interval("IFNb", adata=cells, n_samples=1)
+        tl.predict_interval(model, "IFNb", adata=cells, n_samples=1)
     with pytest.raises(ValueError, match="'IFNg'"):
-        model.predict_interval("IFNg", adata=cells)
+        tl.predict_interval(model, "IFNg", adata=cells)
     with pytest.raises(ValueError, match="5 cells that the model was trained on"):
-        model.predict_interval("IFNb", adata=cells, calibration_indices=model.train_indices[:5])
+        tl.predict_interval(model, "IFNb", adata=cells, calibration_indices=model.train_indices[:5])
     with pytest.raises(ValueError, match="no held-out cells"):
-        model.predict_interval("IFNb", adata=cells, calibration_indices=[])
+        tl.predict_interval(model, "IFNb", adata=cells, calibration_indices=[])
     VCI.setup_anndata(cells, layer="counts", categorical_covariate_keys=["cell_type"])
     with pytest.raises(RuntimeError, match="not trained"):
-        VCI(cells).predict_interval("IFNb")
+        tl.predict_interval(VCI(cells), "IFNb")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from functools import partial
 
@@ -11,8 +12,9 @@ import torch
 from helpers import train
 
 from scvci.datasets import simulate_perturbation, simulate_screen
-from scvci.metrics import PairLevels, effect_variances, forecast_levels, pseudobulk, r2_delta
-from scvci.model import VCI, _calibration
+from scvci.metrics import pseudobulk, r2_delta
+from scvci.model import VCI, _shift_solver
+from scvci.pooling import effect_variances, forecast
 
 _train = partial(train, max_epochs=5, n_latent=4, n_hidden=32)
 
@@ -87,14 +89,14 @@ def test_fine_tuning_moves_only_what_is_new(world):
     adata, reference = world
     query = VCI.load_query_data(adata.copy(), reference)
     before = {k: v.clone() for k, v in query.module.state_dict().items()}
+    shift = _shifts(query, reference)
     fresh, _ = _error(query, adata, "drug_3@1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         query.train(max_epochs=15, enable_progress_bar=False, accelerator="cpu")
-    n_old = len(reference.strata), len(reference.treatments)
     after = query.module.state_dict()
-    known = after["calibration"][: n_old[0], : n_old[1]]
-    torch.testing.assert_close(known, before["calibration"][: n_old[0], : n_old[1]])
+    np.testing.assert_allclose(_shifts(query, reference), shift, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(shift, _shifts(reference, reference))
     weights = after["decoder.effects.weight"]
     position = 1 + query._arms.members.index("drug_3")
     assert not torch.equal(weights[:, position], before["decoder.effects.weight"][:, position])
@@ -107,6 +109,14 @@ def test_fine_tuning_moves_only_what_is_new(world):
     # Calibration alone finds most of the mean of a new treatment, in strata that have cells of it.
     assert tuned < 0.6 * change
     assert tuned < 1.1 * fresh
+
+
+def _shifts(model, reference):
+    """Shifts of the strata and treatments that the reference knows."""
+    shifts = [
+        model.calibration.shift_of(model.module, t) for t in range(len(reference.treatments))
+    ]
+    return np.stack(shifts)[:, : len(reference.strata)]
 
 
 def _error(model, adata, arm):
@@ -189,56 +199,49 @@ def _distance(query, arms, expected):
 def test_a_new_stratum_is_averaged_with_what_strata_have_in_common(world, monkeypatch):
     """At a share of 1 the mean effect is the mixed model's for a stratum without effects."""
     adata, reference = world
-    monkeypatch.setattr(_calibration, "_forecast_share", lambda *_: 1.0)
+    monkeypatch.setattr(_shift_solver, "_forecast_weight", lambda share, _: np.ones_like(share))
     query = VCI.load_query_data(_controls(adata), reference)
     arms = ["control", "drug_1@1", "drug_2@1"]
-    levels = PairLevels(**query.levels_)
-    forecast = forecast_levels(levels, effect_variances(levels))
-    codes = [query.treatments.index(arm) for arm in arms]
-    forecast = forecast[query.strata.index("B"), codes]
-    with_share_1 = _distance(query, arms, forecast)
-    monkeypatch.setattr(_calibration, "_forecast_share", lambda *_: 0.0)
+    means = query.calibration.means
+    codes = np.array([query.treatments.index(arm) for arm in arms])
+    stratum = np.full_like(codes, query.strata.index("B"))
+    expected = forecast(means, effect_variances(means)).at(stratum, codes)
+    with_share_1 = _distance(query, arms, expected)
+    monkeypatch.setattr(_shift_solver, "_forecast_weight", lambda share, _: np.zeros_like(share))
     query = VCI.load_query_data(_controls(adata), reference)
-    assert with_share_1 < 0.4 * _distance(query, arms, forecast)
+    assert with_share_1 < 0.4 * _distance(query, arms, expected)
 
 
-def test_a_reference_without_saved_levels_borrows_shifts(world):
-    """Models saved before the levels were part of them."""
+def test_a_reference_without_means_lends_its_shifts(world):
+    """As one whose cells had no control: there is no forecast, but there are shifts."""
     adata, reference = world
-    levels = reference.levels_
+    calibration = reference.calibration
+    means = calibration.means.take(np.zeros(len(calibration.means.pairs), dtype=bool))
+    fitted = dataclasses.replace(calibration.forecast, means=means)
     try:
-        del reference.levels_
+        reference.calibration = dataclasses.replace(calibration, forecast=fitted)
         query = VCI.load_query_data(_controls(adata), reference)
     finally:
-        reference.levels_ = levels
+        reference.calibration = calibration
     x, known = query.strata.index("B"), len(reference.strata)
-    shift = query.module.calibration.numpy()
+    shift = np.stack(
+        [query.calibration.shift_of(query.module, t) for t in range(len(query.treatments))], axis=1
+    )
     treated = [query.treatments.index(arm) for arm in reference.treatments[1:]]
     borrowed = (shift[:known, treated] - shift[:known, :1]).mean(axis=0)
     base = shift[x, treated] - borrowed
     np.testing.assert_allclose(base, np.broadcast_to(base[0], base.shape), atol=1e-5)
 
 
-def test_levels_of_a_reference_move_with_the_control():
-    """Stratum 0 is known to both, 1 to the reference, 2 is new; treatment 2 is new."""
-    own = PairLevels(
-        np.array([[3.0, 9.0, 5.0], [0, 0, 0], [7.0, 0, 8.0]])[..., None],
-        np.array([[0.3, 0.9, 0.5], [0, 0, 0], [0.7, 0, 0.8]])[..., None],
-        np.array([[True, True, True], [False] * 3, [True, False, True]]),
-    )
-    reference = PairLevels(
-        np.array([[1.0, 2.0, 0], [4.0, 6.0, 0], [0, 0, 0]])[..., None],
-        np.full((3, 3, 1), 0.1),
-        np.array([[True, True, False], [True, True, False], [False] * 3]),
-    )
-    carried = np.zeros((3, 3), dtype=bool)
-    carried[:2, :2] = True
-    merged = _calibration.merge_levels(reference, own, carried, control=0)
-    np.testing.assert_array_equal(
-        merged.observed, [[True] * 3, [True, True, False], [True, False, True]]
-    )
-    value = np.where(merged.observed, merged.value[..., 0], np.nan)
-    # The reference's effect of +1 stays +1, now on the level of the new control.
-    np.testing.assert_allclose(value, [[3, 4, 5], [4, 6, np.nan], [7, np.nan, 8]])
-    noise = np.where(merged.observed, merged.noise[..., 0], np.nan)
-    np.testing.assert_allclose(noise, [[0.3, 0.1, 0.5], [0.1, 0.1, np.nan], [0.7, np.nan, 0.8]])
+def test_pairs_that_the_reference_did_not_measure_keep_its_prediction():
+    """Cells of such a pair in the new data change nothing that the reference says of it."""
+    adata = simulate_screen(n_cells=600, n_genes=30, n_strata=3, n_members=2, seed=0)
+    hole = _is(adata, "cell_type", "B") & _is(adata, "treatment", "drug_2")
+    reference = _train(adata[~hole].copy())
+    query = VCI.load_query_data(adata.copy(), reference)
+    t, x = query.treatments.index("drug_2"), query.strata.index("B")
+    assert reference.calibration.pairs.rows(x, t) < 0
+    assert query.calibration.pairs.rows(x, t) >= 0
+    expected = reference.calibration.shift_of(reference.module, t)
+    found = query.calibration.shift_of(query.module, t)
+    np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-5)

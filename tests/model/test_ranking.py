@@ -14,6 +14,7 @@ import scanpy as sc
 from anndata import AnnData, read_h5ad
 from scipy import stats
 
+from scvci import tl
 from scvci.datasets import simulate_screen
 from scvci.model import VCI
 from scvci.model._ranking import RankingMixin, rank_effects
@@ -92,7 +93,7 @@ class _Model(RankingMixin):
 def _rank(model, *args, **kwargs):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return model.rank_genes_counterfactual(*args, **kwargs)
+        return tl.rank_genes_counterfactual(model, *args, **kwargs)
 
 
 def test_ranking_has_the_shape_of_scanpys(adata):
@@ -179,14 +180,14 @@ def test_levels_are_the_groups_of_one_treatment(adata):
 def test_fold_changes_are_estimated_once_and_other_cells_are_passed_on(adata):
     model, other = _Model(adata), adata.copy()
     with pytest.warns(UserWarning, match="clusters") as record:
-        model.rank_genes_counterfactual("a", scale="lfc", adata=other)
+        tl.rank_genes_counterfactual(model, "a", scale="lfc", adata=other)
     assert len(record) == 1
     assert [call["scale"] for call in model.calls] == ["lfc"]
     assert model.calls[0]["adata"] is other
     assert KEY in other.uns
     assert KEY not in adata.uns
     with pytest.warns(UserWarning, match="clusters") as record:
-        model.rank_genes_counterfactual("a")
+        tl.rank_genes_counterfactual(model, "a")
     assert len(record) == 1
     assert "adata" not in model.calls[-1]
 
@@ -304,7 +305,7 @@ def test_labels_that_are_not_the_arms_get_a_column_of_arms(data):
     VCI.setup_anndata(cells, layer="counts", **setup)
     before = set(cells.obs)
     model = VCI(cells, seed=0)
-    model.rank_genes_counterfactual(key_added="key")
+    tl.rank_genes_counterfactual(model, key_added="key")
     assert set(cells.obs) - before == {"key_arm"}
     assert cells.uns["key"]["params"]["groupby"] == "key_arm"
     assert cells.obs["key_arm"].tolist() == labels.tolist()
@@ -327,7 +328,7 @@ def test_only_other_cells_get_the_column_that_they_need():
     model, some = VCI(cells, seed=0), ["drug_2@0.1", "drug_2@1"]
     treated = cells.obs["treatment"].isin(["control", "drug_2"])
     other = cells[treated].copy()
-    model.rank_genes_counterfactual(some, adata=other)
+    tl.rank_genes_counterfactual(model, some, adata=other)
     assert other.obs[f"{KEY}_arm"].cat.categories.tolist() == ["control", *some]
     assert f"{KEY}_arm" not in cells.obs
 
@@ -337,6 +338,6 @@ def test_labels_that_are_the_arms_need_no_column(separator):
     cells = _screen(n_combinations=1)
     VCI.setup_anndata(cells, layer="counts", separator=separator)
     before = cells.obs.copy()
-    VCI(cells, seed=0).rank_genes_counterfactual()
+    tl.rank_genes_counterfactual(VCI(cells, seed=0))
     assert cells.uns[KEY]["params"]["groupby"] == "treatment"
     pd.testing.assert_frame_equal(cells.obs, before)

@@ -25,7 +25,7 @@ def test_arms_beyond_single_members_at_their_largest_dose_have_columns():
 
 @pytest.mark.parametrize("kind", sorted(BACKBONES))
 def test_codes_hold_strengths_in_place_of_doses(kind):
-    sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0, n_strata=2)
+    sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0)
     net = VCIModule(sizes, build_config("default", architecture={"kind": kind, "n_hidden": 8}))
     codes = net.codes(torch.arange(len(_DOSES))).detach().numpy()
     table, members = net.backbone.codes.table, net.backbone.codes.members
@@ -40,7 +40,7 @@ def test_codes_hold_strengths_in_place_of_doses(kind):
 def test_a_shift_of_the_linear_predictor(kind):
     """`generative` is the likelihood of the linear predictor, with the shift in its first head."""
     torch.manual_seed(0)
-    sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0, n_strata=2)
+    sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0)
     net = VCIModule(
         sizes, build_config("default", "zinb", architecture={"kind": kind, "n_hidden": 8})
     ).eval()
@@ -79,6 +79,6 @@ def test_names_are_those_of_the_kinds():
 def test_unknown_names_are_named():
     with pytest.raises(ValueError, match="preset='papers' is unknown.*paper"):
         build_config("papers")
-    sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0, n_strata=2)
+    sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0)
     with pytest.raises(ValueError, match="kind='unet' is unknown.*effect"):
         VCIModule(sizes, build_config("default", architecture={"kind": "unet"}))

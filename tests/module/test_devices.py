@@ -14,7 +14,7 @@ N, G, T = 8, 5, 3
 
 
 def _module(term="moments", likelihood="nb", preset="default"):
-    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, [2], n_continuous=1, n_strata=2)
+    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, [2], n_continuous=1)
     return VCIModule(sizes, build_config(preset, likelihood, None, None, {"covariate_term": term}))
 
 
@@ -47,8 +47,7 @@ def _exercise(module, device, backward=False):
     module.eval()
     inputs = module._get_inference_input(tensors)
     outputs = module.inference(**inputs, n_samples=2)
-    stratum = tensors[keys.STRATUM_KEY].squeeze(-1)
-    shift = module.calibration_shift(stratum, inputs["treatment"])
+    shift = torch.zeros(N, G, device=device)
     px = module.generative(
         outputs["z"], inputs["size"], inputs["treatment"], inputs["covariates"], shift=shift
     )["px"]

@@ -69,7 +69,7 @@ def test_normal_has_a_floor_under_sigma():
 
 
 def test_unknown_likelihood_is_named():
-    sizes = DataSizes(3, np.eye(2)[:, 1:], 0, [2], n_continuous=0, n_strata=2)
+    sizes = DataSizes(3, np.eye(2)[:, 1:], 0, [2], n_continuous=0)
     with pytest.raises(ValueError, match="gamma.*nb"):
         VCIModule(sizes, replace(PRESETS["default"], likelihood="gamma"))
 

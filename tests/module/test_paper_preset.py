@@ -21,7 +21,7 @@ N, G, T = 6, 5, 3
 @pytest.fixture
 def module():
     torch.manual_seed(0)
-    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, n_levels=[2, 3], n_continuous=0, n_strata=4)
+    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, n_levels=[2, 3], n_continuous=0)
     return VCIModule(sizes, PRESETS["paper"])
 
 
@@ -196,7 +196,7 @@ def test_batch_without_matches_keeps_the_other_terms(module, tensors):
 
 def test_negative_binomial_heads():
     torch.manual_seed(0)
-    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, n_levels=[1], n_continuous=0, n_strata=1)
+    sizes = DataSizes(G, np.eye(T)[:, 1:], 0, n_levels=[1], n_continuous=0)
     module = VCIModule(sizes, replace(PRESETS["paper"], likelihood="nb"))
     heads = torch.randn(4, 2, G)
     px = module.likelihood.distribution(heads, torch.full((4, 1), 1000.0))

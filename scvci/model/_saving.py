@@ -11,20 +11,24 @@ import numpy as np
 import pandas as pd
 import torch
 from scvi.model._utils import parse_device_args
+from scvi.model.base._constants import SAVE_KEYS
+
+from ._base import VCIBase
+from ._calibration import Calibration, ReferenceState
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import os
 
     from anndata import AnnData
 
-_MODEL_FILE = "model.pt"
-_ADATA_FILE = "adata.h5ad"
-#: Raised when the layout of the file changes; older layouts stay readable.
-_FORMAT_VERSION = 1
+#: Raised when the layout of the file changes.
+_FORMAT_VERSION = 2
 
 
 def to_plain(value: Any) -> Any:
     """Turn registry and history into dictionaries, lists, tensors, numbers and strings.
+
+    Arrays of text become lists, so that a registry is the same after loading.
 
     Raises
     ------
@@ -41,7 +45,9 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "biuf":
             return {"__array__": torch.from_numpy(value.copy())}
-        return {"__names__": [str(v) for v in value.tolist()]}
+        return [str(v) for v in value.tolist()]
+    if isinstance(value, pd.Series | pd.Index):
+        return to_plain(value.to_numpy())
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set):
@@ -50,7 +56,7 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain(value: Any) -> Any:
-    """Inverse of :func:`to_plain`, up to tuples and sets becoming lists."""
+    """Inverse of :func:`to_plain`, up to tuples, sets and arrays of text becoming lists."""
     if isinstance(value, list):
         return [from_plain(item) for item in value]
     if not isinstance(value, dict):
@@ -61,19 +67,17 @@ def from_plain(value: Any) -> Any:
         return pd.DataFrame(columns, index=index)
     if "__array__" in value:
         return value["__array__"].numpy()
-    if "__names__" in value:
-        return np.array(value["__names__"], dtype=object)
     return {key: from_plain(item) for key, item in value.items()}
 
 
-class PersistenceMixin:
-    """``save`` and ``load`` with scvi-tools' signatures, safe to load from anybody."""
+class SavingMixin(VCIBase):
+    """``save`` and ``load`` with scvi-tools' keys and signatures, safe to load from anybody."""
 
-    _freeze: Callable[[], None]
+    reference_: ReferenceState | None
 
     def save(
         self,
-        dir_path: str,
+        dir_path: str | os.PathLike[str],
         prefix: str | None = None,
         overwrite: bool = False,
         save_anndata: bool = False,
@@ -101,24 +105,30 @@ class PersistenceMixin:
         """
         folder = Path(dir_path)
         if folder.exists() and not overwrite:
-            raise ValueError(f"{dir_path} already exists; choose another or pass overwrite=True.")
+            raise ValueError(f"{folder} already exists; choose another or pass overwrite=True.")
         folder.mkdir(parents=True, exist_ok=True)
         attributes = {k: v for k, v in vars(self).items() if k[-1] == "_" and k[0] != "_"}
+        reference, calibration = self.reference_, self.calibration
+        attributes["reference_"] = None if reference is None else reference.new_weights
+        attributes["calibration_"] = None if calibration is None else calibration.to_arrays()
         payload = {
             "format": _FORMAT_VERSION,
             "class": type(self).__name__,
-            "state": {k: v.cpu() for k, v in self.module.state_dict().items()},  # type: ignore[attr-defined]
-            "attributes": to_plain(attributes),
+            SAVE_KEYS.MODEL_STATE_DICT_KEY: {
+                k: v.cpu() for k, v in self.module.state_dict().items()
+            },
+            SAVE_KEYS.VAR_NAMES_KEY: list(map(str, self.genes)),
+            SAVE_KEYS.ATTR_DICT_KEY: to_plain(attributes),
         }
-        torch.save(payload, folder / f"{prefix or ''}{_MODEL_FILE}")
-        if save_anndata and self.adata is not None:  # type: ignore[attr-defined]
-            path = folder / f"{prefix or ''}{_ADATA_FILE}"
-            self.adata.write_h5ad(path, **anndata_write_kwargs)  # type: ignore[attr-defined]
+        torch.save(payload, folder / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}")
+        if save_anndata and self.adata is not None:
+            path = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
+            self.adata.write_h5ad(path, **anndata_write_kwargs)
 
     @classmethod
     def load(
         cls,
-        dir_path: str,
+        dir_path: str | os.PathLike[str],
         adata: AnnData | Literal[False] | None = None,
         accelerator: str = "auto",
         device: int | str = "auto",
@@ -126,7 +136,8 @@ class PersistenceMixin:
     ) -> Self:
         """Load a saved model.
 
-        The file is read as tensors and plain data; no code in it is run.
+        The file is read as tensors and plain data; no code in it is run. Training, validation and
+        test cells are found in ``adata`` by name, whatever their order.
 
         Parameters
         ----------
@@ -144,40 +155,60 @@ class PersistenceMixin:
         Raises
         ------
         ValueError
-            If there is no model, it belongs to another class, or ``adata`` has other genes.
+            If there is no model, it belongs to another class or was saved in another format, or
+            ``adata`` has other genes.
         """
         folder = Path(dir_path)
-        path = folder / f"{prefix or ''}{_MODEL_FILE}"
-        if not path.exists():
-            raise ValueError(f"No saved model at {path}.")
-        payload = torch.load(path, map_location="cpu", weights_only=True)
-        if payload.get("class") != cls.__name__:
-            raise ValueError(f"{path} holds a {payload.get('class')!r}, not a {cls.__name__}.")
-        attributes = from_plain(payload["attributes"])
+        path = folder / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
+        payload = _read(path, cls.__name__)
+        attributes = from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY])
         registry = attributes.pop("registry_")
-        saved = folder / f"{prefix or ''}{_ADATA_FILE}"
+        saved = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
         if adata is None and saved.exists():
             adata = anndata.read_h5ad(saved)
         cells: AnnData | None = None if adata is None or adata is False else adata
         if cells is not None:
-            _check_genes(cells, attributes["gene_names_"])
-            cls.setup_anndata(cells, source_registry=registry, **registry["setup_args"])  # type: ignore[attr-defined]
+            _check_genes(cells, payload[SAVE_KEYS.VAR_NAMES_KEY])
+            cls.setup_anndata(cells, source_registry=registry, **registry["setup_args"])
         params = attributes.pop("init_params_")["non_kwargs"]
-        model = cls(cells, registry=None if cells is not None else registry, **params)  # type: ignore[call-arg]
+        model = cls(cells, registry=None if cells is not None else registry, **params)
+        calibration, new_weights = attributes.pop("calibration_"), attributes.pop("reference_")
+        if calibration is not None:
+            model.calibration = Calibration.from_arrays(calibration)
+            carried = model.calibration.reference
+            if carried is not None:
+                model.reference_ = ReferenceState(carried, new_weights)
+        model.init_params_ = {"kwargs": {}, "non_kwargs": params}
         for name, value in attributes.items():
             setattr(model, name, value)
-        model.module.load_state_dict(payload["state"])  # type: ignore[attr-defined]
-        model._freeze()
-        model.module.eval()  # type: ignore[attr-defined]
+        model.module.load_state_dict(payload[SAVE_KEYS.MODEL_STATE_DICT_KEY])
+        if model.reference_ is not None:
+            model.reference_.freeze(model.module)
+        model.module.eval()
         _, _, target = parse_device_args(
             accelerator=accelerator, devices=device, return_device="torch"
         )
-        model.to_device(target)  # type: ignore[attr-defined]
+        model.to_device(target)
         return model
 
 
-def _check_genes(adata: AnnData, genes: np.ndarray) -> None:
-    if adata.n_vars == len(genes) and (adata.var_names.to_numpy() == genes).all():
+def _read(path: Path, class_name: str) -> dict[str, Any]:
+    """Read tensors and plain data of a model of a class."""
+    if not path.exists():
+        raise ValueError(f"No saved model at {path}.")
+    payload = torch.load(path, map_location="cpu", weights_only=True)
+    if payload.get("class") != class_name:
+        raise ValueError(f"{path} holds a {payload.get('class')!r}, not a {class_name}.")
+    if payload.get("format") != _FORMAT_VERSION:
+        raise ValueError(
+            f"{path} was saved in format {payload.get('format')}; this version of scvci reads "
+            f"format {_FORMAT_VERSION}. Train the model again."
+        )
+    return payload
+
+
+def _check_genes(adata: AnnData, genes: list[str]) -> None:
+    if adata.n_vars == len(genes) and (adata.var_names.to_numpy() == np.array(genes)).all():
         return
     raise ValueError(
         "The genes of adata are not the model's genes in the model's order. Pass "

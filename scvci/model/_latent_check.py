@@ -14,8 +14,10 @@ from scvci.data import _constants as keys
 from scvci.module import latent_divergence
 
 if TYPE_CHECKING:
-    from scvci.data import CellReader, Statistics
+    from scvci.data import Cells, Statistics
     from scvci.module import VCIModule
+
+    from ._calibration import Calibration
 
 _MAX_CELLS = 1000
 
@@ -23,8 +25,8 @@ _MAX_CELLS = 1000
 @torch.inference_mode()
 def individual_information(
     module: VCIModule,
-    reader: CellReader,
-    indices: np.ndarray,
+    calibration: Calibration,
+    cells: Cells,
     statistics: Statistics,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
@@ -35,8 +37,8 @@ def individual_information(
     Share of the squared deviation from the pair's mean that reconstructions explain (0: none,
     they are no better than the means), and the mean divergence to the control world in nats.
     """
-    rows = np.sort(rng.choice(indices, min(len(indices), _MAX_CELLS), replace=False))
-    tensors = {k: v.to(module.device) for k, v in reader.tensors(rows).items()}
+    rows = np.sort(rng.choice(cells.rows, min(len(cells.rows), _MAX_CELLS), replace=False))
+    tensors = {k: v.to(module.device) for k, v in cells.tensors(rows).items()}
     inputs = module._get_inference_input(tensors)
     qz = module.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
     size = module.reference_size.expand(len(rows), 1)
@@ -46,10 +48,10 @@ def individual_information(
         size,
         inputs["treatment"],
         inputs["covariates"],
-        shift=module.calibration_shift(stratum, inputs["treatment"]),
+        shift=calibration.shift_of_cells(module, stratum, inputs["treatment"]),
     )[MODULE_KEYS.PX_KEY].mean
     observed = module.at_reference_size(tensors[REGISTRY_KEYS.X_KEY], inputs["size"])
-    pair = reader.stratum[rows] * len(module.treatment_codes) + reader.treatment[rows]
+    pair = statistics.pairs.rows(cells.stratum[rows], cells.treatment[rows])
     mean = torch.as_tensor(statistics.pair_mean[pair], dtype=torch.float32, device=module.device)
     scale = (mean + 1e-3).sqrt() if module.likelihood.is_count else torch.ones_like(mean)
     error = (((observed - reconstruction) / scale) ** 2).sum()
@@ -59,15 +61,15 @@ def individual_information(
     return float(1 - error / total.clamp(min=1e-12)), float(divergence)
 
 
-def warn_if_collapsed(
+def warn_if_uninformative(
     module: VCIModule,
-    reader: CellReader,
-    indices: np.ndarray,
+    calibration: Calibration,
+    cells: Cells,
     statistics: Statistics,
     rng: np.random.Generator,
 ) -> None:
     """Warn where reconstructions are no better than means and the divergence is near zero."""
-    explained, divergence = individual_information(module, reader, indices, statistics, rng)
+    explained, divergence = individual_information(module, calibration, cells, statistics, rng)
     if explained < 0.001 and divergence < 0.05:
         warnings.warn(
             f"The latent state has collapsed: its divergence is {divergence:.3g} nats and "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvci.metrics import _similarity
-from scvci.metrics._similarity import similarity_weights
+from scvci.pooling import _similarity
+from scvci.pooling._similarity import similarity_weights
 
 N_QUERY = 50
 

@@ -1,0 +1,233 @@
+r"""Effects of treatments over strata as a mixed model.
+
+On a scale on which effects add up, the effect of treatment t in stratum x is, for each gene,
+
+.. math:: d_{x,t} = m + a_t + b_x + e_{x,t},
+
+a part that all treatments share, one of the treatment, one of the stratum and one of the pair,
+each normal over genes with a variance of its own. The variances say how far an effect carries over
+to a stratum where it was not measured, and how much of what was measured is noise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import astuple, dataclass
+from functools import cached_property
+
+import numpy as np
+from scipy.optimize import nnls
+
+from ._means import PairMeans
+
+#: Backfitting stops when no part moves by more, on the scale of the means.
+_TOLERANCE = 1e-5
+_MAX_PASSES = 500
+_TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class EffectVariances:
+    """Variances over genes of the parts of an effect, on the scale of the means.
+
+    Attributes
+    ----------
+    common
+        Of what all treatments do.
+    treatment
+        Of what a treatment does in every stratum.
+    stratum
+        Of what all treatments do in a stratum.
+    pair
+        Of what is particular to a treatment in a stratum.
+    """
+
+    common: float
+    treatment: float
+    stratum: float
+    pair: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Best linear prediction of every pair's mean.
+
+    Attributes
+    ----------
+    means
+        The measured means.
+    variances
+        Variances of the parts.
+    control
+        Index of the control.
+    common
+        Part of all treatments, shape ``(1, n_genes)``.
+    treatment
+        Part of each treatment, shape ``(n_treatments, n_genes)``; zero for the control.
+    stratum
+        Part of each stratum, shape ``(n_strata, n_genes)``.
+    """
+
+    means: PairMeans
+    variances: EffectVariances
+    control: int
+    common: np.ndarray
+    treatment: np.ndarray
+    stratum: np.ndarray
+
+    def at(self, stratum: np.ndarray, treatment: np.ndarray) -> np.ndarray:
+        """Predict pairs, measured or not.
+
+        Parameters
+        ----------
+        stratum, treatment
+            Codes of the pairs, shape ``(n,)``.
+
+        Returns
+        -------
+        Shape ``(n, n_genes)``. A measured pair's forecast includes its own measurement; the
+        control's is its mean with the noise taken off that the stratum's effects show. NaN in
+        strata without a control.
+        """
+        means, pairs = self.means, self.means.pairs
+        base = pairs.rows(stratum, self.control)
+        value = np.full((len(base), means.value.shape[1]), np.nan)
+        value[base >= 0] = means.value[base[base >= 0]]
+        effect = self.common + self.treatment[treatment] + self.stratum[stratum]
+        is_control = treatment == self.control
+        row = pairs.rows(stratum, treatment)
+        own = ~is_control & (base >= 0) & (row >= 0)
+        left = means.value[row[own]] - value[own] - effect[own]
+        effect[own] += _share(self.variances.pair, means.noise[row[own]]) * left
+        shown = is_control & (base >= 0)
+        noise_share = 1 - _share(self.variances.stratum, means.noise[base[shown]])
+        effect[shown] = noise_share * self.stratum[stratum[shown]]
+        return value + effect
+
+    @cached_property
+    def noise_share(self) -> np.ndarray:
+        """Share of noise in the measured effects of each treatment, ``(n_treatments,)``.
+
+        NaN for a treatment that was measured in no stratum with a control.
+        """
+        base = self.means.pairs.rows(self.means.pairs.stratum, self.control)
+        used = self.means.take(base >= 0)
+        noise = (used.noise.astype(float) + self.means.noise[base[base >= 0]]).mean(axis=1)
+        n = np.bincount(used.pairs.treatment, minlength=used.pairs.n_treatments)
+        total = used.pairs.sum_by_treatment(noise)
+        mean = np.divide(total, n, out=np.full(len(n), np.nan), where=n > 0)
+        return mean / (mean + sum(astuple(self.variances)) + _TINY)
+
+
+def effect_variances(means: PairMeans, control: int = 0) -> EffectVariances:
+    """Estimate the variances by the method of moments.
+
+    The products of the effects of two pairs have the expectation of the variances that the pairs
+    share, plus their common noise: that of a pair itself, and that of a stratum's control, which
+    all its effects are measured from. Averaged over genes, precise ones counting more, they are
+    regressed on which parts are shared, with coefficients that are not negative.
+
+    Parameters
+    ----------
+    means
+        Measured means.
+    control
+        Index of the control.
+
+    Returns
+    -------
+    A part that the design cannot tell from another (as that of the treatment, where there is one)
+    has variance 0 and is counted with the other.
+    """
+    effects, base = _measured_effects(means, control)
+    pairs, d = effects.pairs, effects.value
+    if d.size == 0:
+        return EffectVariances(0.0, 0.0, 0.0, 0.0)
+    total = (effects.noise + base[pairs.stratum]).mean(axis=0)
+    weight = 1 / (total + np.median(total) + _TINY)
+    weight /= weight.sum()
+    own, shared = effects.noise.sum(axis=0) @ weight, base @ weight
+    n_x = np.bincount(pairs.stratum, minlength=pairs.n_strata).astype(float)
+    n_t = np.bincount(pairs.treatment, minlength=pairs.n_treatments).astype(float)
+    n_all = float(len(pairs))
+    # Sums over all couples of pairs that share: anything, the treatment, the stratum, both.
+    sums = (d.sum(axis=0, keepdims=True), pairs.sum_by_treatment(d), pairs.sum_by_stratum(d), d)
+    products = np.array([((s**2) @ weight).sum() for s in sums])
+    by_control = np.array([n_x**2 @ shared, n_x @ shared, n_x**2 @ shared, n_x @ shared])
+    in_t, in_x = (n_t**2).sum(), (n_x**2).sum()
+    gram = np.array(
+        [
+            [n_all**2, in_t, in_x, n_all],
+            [in_t, in_t, n_all, n_all],
+            [in_x, n_all, in_x, n_all],
+            [n_all, n_all, n_all, n_all],
+        ]
+    )
+    several_t, several_x = (n_t > 0).sum() > 1, (n_x > 0).sum() > 1
+    kept = np.flatnonzero(np.array([True, several_t, several_t and several_x, several_x]))
+    # Least squares with the Gram matrix in place of the couples, of which there may be millions.
+    part = gram[np.ix_(kept, kept)]
+    root = np.linalg.cholesky(part + 1e-9 * np.trace(part) * np.eye(len(kept))).T
+    moments = (products - own - by_control)[kept]
+    variances = np.zeros(4)
+    variances[kept] = nnls(root, np.linalg.solve(root.T, moments))[0]
+    return EffectVariances(*variances.tolist())
+
+
+def forecast(means: PairMeans, variances: EffectVariances, control: int = 0) -> Forecast:
+    """Fit the parts of the mixed model to the measured means.
+
+    Each part is the weighted mean of what the other parts leave over, shrunk by its variance;
+    passes over the parts are repeated until they agree (backfitting). What the effects of a
+    stratum have in common is split between the stratum and the noise of its control, from which
+    all of them are measured.
+
+    Parameters
+    ----------
+    means
+        Measured means.
+    variances
+        Variances of the parts.
+    control
+        Index of the control.
+    """
+    effects, base = _measured_effects(means, control)
+    pairs, d = effects.pairs, effects.value
+    weight = 1 / np.maximum(variances.pair + effects.noise, _TINY)
+    sum_x, sum_t = pairs.sum_by_stratum, pairs.sum_by_treatment
+    w_x, w_t = sum_x(weight), sum_t(weight)
+    d_x, d_t = sum_x(weight * d), sum_t(weight * d)
+    w_all, d_all = (s.sum(axis=0, keepdims=True) for s in (w_x, d_x))
+    scale = w_all + 1 / max(variances.common, _TINY)
+    scale_t = w_t + 1 / max(variances.treatment, _TINY)
+    scale_x = w_x + 1 / np.maximum(variances.stratum + base, _TINY)
+    m, a, b = np.zeros_like(w_all), np.zeros_like(w_t), np.zeros_like(w_x)
+    for _ in range(_MAX_PASSES):
+        before = (m, a, b)
+        left = d_all - (w_t * a).sum(axis=0) - (w_x * b).sum(axis=0)
+        m = left / scale
+        a = (d_t - w_t * m - sum_t(weight * b[pairs.stratum])) / scale_t
+        b = (d_x - w_x * m - sum_x(weight * a[pairs.treatment])) / scale_x
+        after = zip((m, a, b), before, strict=True)
+        if max(np.abs(new - old).max(initial=0) for new, old in after) < _TOLERANCE:
+            break
+    return Forecast(means, variances, control, m, a, b)
+
+
+def _share(variance: float, noise: np.ndarray) -> np.ndarray:
+    """Share of a variance in its sum with noise, shape of the noise."""
+    return variance / np.maximum(variance + noise, _TINY)
+
+
+def _measured_effects(means: PairMeans, control: int) -> tuple[PairMeans, np.ndarray]:
+    """Differences to the stratum's control, with the treated pairs' own noise, and its noise.
+
+    The noise of a control that was not measured is zero, shape ``(n_strata, n_genes)``.
+    """
+    row = means.rows_of(control)
+    noise = np.zeros((len(row), means.value.shape[1]))
+    noise[row >= 0] = means.noise[row[row >= 0]]
+    base = row[means.pairs.stratum]
+    used = (base >= 0) & (means.pairs.treatment != control)
+    chosen = means.take(used)
+    value = chosen.value.astype(float) - means.value[base[used]]
+    return PairMeans(chosen.pairs, value, chosen.noise.astype(float)), noise

@@ -1,0 +1,71 @@
+"""Tables of measured pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scvci.pooling import PairMeans, Pairs, merge_means
+
+
+def test_pairs_are_counted_and_found_again():
+    rng = np.random.default_rng(0)
+    stratum, treatment = rng.integers(-1, 4, size=60), rng.integers(6, size=60)
+    stratum[stratum == 2] = 3
+    pairs, counts = Pairs.count(stratum, treatment, 4, 6)
+    expected = {
+        (x, t): ((stratum == x) & (treatment == t)).sum() for x in range(4) for t in range(6)
+    }
+    expected = {pair: n for pair, n in expected.items() if n}
+    assert list(zip(pairs.stratum, pairs.treatment, strict=True)) == sorted(expected)
+    np.testing.assert_array_equal(counts, [expected[p] for p in sorted(expected)])
+    rows = pairs.rows(np.arange(-1, 4)[:, None], np.arange(-1, 7))
+    order = {pair: i for i, pair in enumerate(sorted(expected))}
+    found = [[order.get((x, t), -1) for t in range(-1, 7)] for x in range(-1, 4)]
+    np.testing.assert_array_equal(rows, found)
+
+
+def test_an_empty_table():
+    pairs, counts = Pairs.count(np.array([-1]), np.array([0]), 2, 2)
+    assert len(pairs) == len(counts) == 0
+    np.testing.assert_array_equal(pairs.rows(np.arange(2), 1), [-1, -1])
+
+
+def test_sums_within_strata_and_treatments():
+    pairs = Pairs(np.array([0, 0, 2]), np.array([1, 3, 1]), 3, 4)
+    values = np.array([[1.0], [10.0], [100.0]])
+    np.testing.assert_array_equal(pairs.sum_by_stratum(values)[:, 0], [11, 0, 100])
+    np.testing.assert_array_equal(pairs.sum_by_treatment(values)[:, 0], [0, 101, 0, 10])
+
+
+def test_a_table_among_more_codes_and_a_union():
+    small = Pairs(np.array([0, 1]), np.array([1, 0]), 2, 2)
+    large = Pairs(np.array([0, 2]), np.array([2, 1]), 3, 3)
+    both = small.resized(3, 3).union(large)
+    assert list(zip(both.stratum, both.treatment, strict=True)) == [(0, 1), (0, 2), (1, 0), (2, 1)]
+
+
+def test_means_of_a_reference_move_with_the_control():
+    """Stratum 0 is known to both, 1 to the reference, 2 is new; treatment 2 is new."""
+
+    def means(observed, value, noise):
+        pairs = Pairs(*np.nonzero(observed), 3, 3)
+        return PairMeans(
+            pairs, np.array(value)[observed][:, None], np.array(noise)[observed][:, None]
+        )
+
+    own = means(
+        np.array([[True, True, True], [False] * 3, [True, False, True]]),
+        [[3.0, 9.0, 5.0], [0, 0, 0], [7.0, 0, 8.0]],
+        [[0.3, 0.9, 0.5], [0, 0, 0], [0.7, 0, 0.8]],
+    )
+    reference = means(
+        np.array([[True, True, False], [True, True, False], [False] * 3]),
+        [[1.0, 2.0, 0], [4.0, 6.0, 0], [0, 0, 0]],
+        np.full((3, 3), 0.1),
+    )
+    merged = merge_means(reference, own, control=0)
+    pairs = list(zip(merged.pairs.stratum, merged.pairs.treatment, strict=True))
+    assert pairs == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 2)]
+    # The reference's effect of +1 stays +1, now beside the new control.
+    np.testing.assert_allclose(merged.value[:, 0], [3, 4, 5, 4, 6, 7, 8])
+    np.testing.assert_allclose(merged.noise[:, 0], [0.3, 0.1, 0.5, 0.1, 0.1, 0.7, 0.8])
