@@ -34,10 +34,10 @@ class Comparison:
     estimator
         How the effect is estimated; ``"skipped"`` if it is not.
     units
-        Units that take part, shape ``(n_units,)``.
+        Units whose cells are used or, if there is no estimate, all of the group, shape
+        ``(n_units,)``.
     n_treated, n_reference, propensity
-        Cells of the two arms, and the share of cells that received the treatment; in the units
-        that take part, or in the group where measured cells of none do.
+        Cells of the two arms and the share of cells that received the treatment, in these units.
     note
         Units that were left out, or why there is no estimate.
     contrast
@@ -57,7 +57,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a unit needs to take part, and what is asked for; see :func:`estimate_effects`."""
+    """What a unit needs to be used, and what is estimated; see :func:`estimate_effects`."""
 
     estimand: Estimand
     estimator: Estimator | None
@@ -80,7 +80,7 @@ def make_comparisons(
     strata
         Names of the strata, for the notes.
     rules
-        What a unit needs to take part.
+        What a unit needs to be used.
     """
     counts = design.counts
     share = counts / counts.sum(axis=1, keepdims=True)
@@ -181,7 +181,7 @@ def _make(
 def _reasons(
     design: Design, units: np.ndarray, arm: int, strata: Sequence[str], rules: Rules
 ) -> list[tuple[str, str]]:
-    """Names of the strata of units that cannot take part, and why."""
+    """Names of the strata of units that cannot be used, and why."""
     return [(strata[design.stratum[u]], _reason(design, int(u), arm, rules)) for u in units]
 
 

@@ -1,4 +1,4 @@
-"""Split conformal prediction: intervals for single cells, calibrated on cells held out."""
+"""Split conformal prediction: intervals for single cells, calibrated on held-out cells."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def conformal_rank(n: int, level: float) -> int:
     n
         Number of calibration scores.
     level
-        Coverage asked for, in (0, 1).
+        Coverage, in (0, 1).
 
     Raises
     ------
     ValueError
-        If the level does not lie in (0, 1).
+        If the level is not in (0, 1).
     """
     if not 0 < level < 1:
-        raise ValueError(f"level={level} must lie strictly between 0 and 1, such as 0.9.")
+        raise ValueError(f"level={level} must be in (0, 1).")
     return int(np.ceil((n + 1) * level - _TOLERANCE))
 
 
@@ -37,12 +37,12 @@ def least_calibration_cells(level: float) -> int:
     Parameters
     ----------
     level
-        Coverage asked for, in (0, 1).
+        Coverage, in (0, 1).
 
     Raises
     ------
     ValueError
-        If the level does not lie in (0, 1).
+        If the level is not in (0, 1).
     """
     n = max(1, int(level / (1 - level)) - 1) if 0 < level < 1 else 1
     while conformal_rank(n, level) > n:
@@ -58,12 +58,12 @@ def conformal_threshold(
     If the new score is exchangeable with the n calibration scores, the bound, their
     :math:`\lceil (n + 1) \, level \rceil`-th smallest, holds with a probability of at least
     ``level``, whatever their distribution, and of at most :math:`level + 1 / (n + 1)` without
-    ties. The probability is that of drawing calibration cells and the new cell together: an
+    ties. The probability is over draws of the calibration cells and the new cell together: an
     average over cells, not a statement about one of them.
 
-    With few scores that rank covers noticeably too much, 0.929 at n = 13 for a level of 0.9. A
-    generator spends the rest: each column takes the rank below with the probability at which the
-    coverage, over this draw too, is ``level`` exactly.
+    With few scores that rank covers noticeably too much, 0.929 at n = 13 for a level of 0.9. With
+    a generator, each column takes the rank below with the probability that makes the coverage,
+    averaged over this choice too, exactly ``level``.
 
     Parameters
     ----------
@@ -71,9 +71,9 @@ def conformal_threshold(
         Scores of the calibration cells, shape ``(n_cells, ...)``; each column (gene) is
         calibrated by itself.
     level
-        Coverage asked for, in (0, 1).
+        Coverage, in (0, 1).
     rng
-        Draws ranks; ``None`` takes the upper one.
+        Chooses between both ranks; ``None`` takes the upper one.
 
     Returns
     -------
@@ -82,7 +82,7 @@ def conformal_threshold(
     Raises
     ------
     ValueError
-        If the level does not lie in (0, 1), or a score is NaN.
+        If the level is not in (0, 1), or a score is NaN.
 
     References
     ----------
@@ -92,7 +92,7 @@ def conformal_threshold(
     scores = np.asarray(scores, dtype=float)
     rank = conformal_rank(len(scores), level)
     if np.isnan(scores).any():
-        raise ValueError("Calibration scores hold NaN; leave out cells without an outcome.")
+        raise ValueError("Some calibration scores are NaN; leave out cells without an outcome.")
     if rank > len(scores):
         return np.full(scores.shape[1:], np.inf)
     ranks = np.full(scores.shape[1:], rank)
@@ -113,15 +113,15 @@ def predictive_score(draws: np.ndarray, outcome: np.ndarray, is_count: bool = Tr
 
         s(y) = \left| \frac{g(y) + 1/2}{M + 1} - \frac12 \right|
 
-    Outcomes beyond all draws score their distance from these in units of the range of the draws
-    on top, so that the score tells them apart and its intervals stay finite.
+    Outcomes beyond all draws score in addition their distance from these in units of the range of
+    the draws, so that the score tells them apart and its intervals stay finite.
 
     Parameters
     ----------
     draws
         Draws from each cell's predictive distribution, shape ``(n_draws, n_cells, n_genes)``.
     outcome
-        What was observed, shape ``(n_cells, n_genes)``.
+        Observed outcomes, shape ``(n_cells, n_genes)``.
     is_count
         Whether outcomes are whole numbers.
 
@@ -141,7 +141,8 @@ def predictive_score(draws: np.ndarray, outcome: np.ndarray, is_count: bool = Tr
     draws, outcome = np.asarray(draws), np.asarray(outcome)
     if draws.ndim < 1 or draws.shape[1:] != outcome.shape or not len(draws):
         raise ValueError(
-            f"draws of shape {draws.shape} are not (n_draws, ...) for outcomes {outcome.shape}."
+            f"draws has shape {draws.shape}, but must have (n_draws, *{outcome.shape}) with at "
+            "least one draw."
         )
     n_draws = len(draws)
     mid_rank = _mid_rank(draws, outcome)
@@ -178,7 +179,7 @@ def predictive_interval(
     """
     draws = np.asarray(draws)
     if draws.ndim < 1 or not len(draws):
-        raise ValueError("There are no draws; ask for at least one.")
+        raise ValueError("There are no draws; pass at least one.")
     n_draws = len(draws)
     threshold = np.broadcast_to(np.asarray(threshold, dtype=float), draws.shape[1:])
     ordered = np.sort(draws, axis=0)

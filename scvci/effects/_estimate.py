@@ -64,29 +64,29 @@ def estimate_effects(
 ) -> pd.DataFrame:
     r"""Estimate the effect of treatments on every gene, with intervals and p-values.
 
-    Cells are compared within strata x, in which treatment is taken to be unconfounded. The effect
-    of t against the reference 0 in a group of strata is
+    Cells are compared within strata x, in which treatment is assumed to be unconfounded. The
+    effect of t against the reference 0 in a group of strata is
 
     .. math:: \hat\tau = \sum_x w_x (\hat\Psi_{t,x} - \hat\Psi_{0,x}), \qquad
         w_x \propto n_x \text{ (ATE)} \quad\text{or}\quad w_x \propto n_{x,t} \text{ (ATT)},
 
-    with one of these means under a treatment:
+    where the mean under a treatment is one of:
 
     - ``"observed"``: :math:`\bar Y_{x,t}`, the mean of the cells that received it;
-    - ``"robust"``: that plus :math:`\lambda (\bar m(t)_{\text{all}} - \bar m(t)_{T=t})`, what
-      predictions of every cell say about the imbalance of the arms (the one-step estimator;
-      for the ATT only the reference's mean is corrected, to the treated cells). It is unbiased
-      only if predictions are independent of the treatment received (no *leakage*). Where a test
-      finds that they are not, the row falls back to ``"observed"``;
+    - ``"robust"``: that plus :math:`\lambda (\bar m(t)_{\text{all}} - \bar m(t)_{T=t})`, a
+      correction for the imbalance of the arms by predictions of every cell (the one-step
+      estimator; for the ATT only the reference's mean is corrected, to the treated cells). It is
+      unbiased only if predictions do not depend on the treatment received (no *leakage*). Rows in
+      which a test finds that they do fall back to ``"observed"``;
     - ``"plugin"``: the mean of the predictions, without an interval;
-    - by default ``"observed"`` where a group has a stratum with enough cells in both arms, and
-      elsewhere ``"extrapolation"``, the mean of the predictions of the group's cells, without an
+    - by default, ``"observed"`` where a group has a stratum with enough cells in both arms, and
+      otherwise ``"extrapolation"``, the mean of the predictions of the group's cells, without an
       interval.
 
-    Intervals hold for a population of cells (with ``clusters``: of clusters) that is composed of
-    strata as the sample is: weights are not random. In genes that few cells express, an arm that
-    shows next to none borrows variance from the other; intervals and p-values of such genes err
-    on the safe side.
+    Intervals refer to a population of cells (with ``clusters``: of clusters) in which strata have
+    the same shares as in the sample: weights are fixed. In genes that few cells express, an arm in
+    which almost no cell does borrows variance from the other; intervals and p-values of such genes
+    are conservative.
 
     Parameters
     ----------
@@ -101,8 +101,8 @@ def estimate_effects(
     treatments, strata, genes
         Names, by code or column.
     groups
-        Code of the group of each cell, shape ``(n_cells,)``; one row per treatment, group and
-        gene. ``None`` for one group of all cells.
+        Code of the group that each cell is reported in, shape ``(n_cells,)``; ``None`` for one
+        group of all cells.
     group_names
         Names of the groups, by code.
     estimand
@@ -113,15 +113,15 @@ def estimate_effects(
     scale
         ``"log1p"``: difference of the means of log1p of the outcomes; ``"counts"``: of the
         outcomes; ``"lfc"``: log2 of the ratio of means of outcomes, without a pseudocount, which
-        would pull it to zero by an amount that depends on the library size. Errors of ``"lfc"``
-        come from the delta method.
+        would pull it towards zero by an amount that depends on the library size. Its errors come
+        from the delta method.
     clusters
         Code of each cell's donor, well or guide, shape ``(n_cells,)``, if cells of one are not
-        independent. Errors are then those of clusters: the paired t-test of their means where
-        all have both arms, Welch's where none has. With fewer than 10 clusters of an arm each
-        counts the same; with more, by its cells.
+        independent. Errors are then those of clusters: of the paired t-test of their means where
+        all have both arms, of Welch's where none has. If an arm has fewer than 10 clusters, all
+        count the same; otherwise each counts by its cells.
     predictions
-        Gives the prediction of every cell for a treatment's code and a slice of genes, shape
+        Returns the prediction of every cell for a treatment's code and a slice of genes, shape
         ``(n_cells, n_slice)``, on the scale of the means: log1p of normalised counts for
         ``"log1p"``, normalised counts otherwise. The cell must not have been used to fit the
         model that predicts for it (cross-fitting).
@@ -132,20 +132,21 @@ def estimate_effects(
         Coverage of the intervals.
     leakage_level
         False discovery rate of the test of leakage that ``"robust"`` rests on, over all rows and
-        both arms. Generous, as a needless refusal costs length and a missed leak coverage.
+        both arms. The default is high, as a needless refusal only widens an interval, while a
+        missed leak costs its coverage.
     min_cells
-        Fewest cells of both arms with which a stratum takes part.
+        Fewest cells of either arm for a stratum to be used.
     min_expressing
         Fewest expressing cells in both arms together for an interval. The rule depends on how
         much the gene is expressed, not on which arm expresses it.
     min_propensity
-        Lowest share of a stratum's cells in both arms with which it takes part.
+        Lowest share of its cells in either arm for a stratum to be used.
     moderated
         Whether the errors of a gene borrow from those of the others (:func:`moderate`), for
-        experiments with two or three clusters, where each gene's own error is hardly known.
+        experiments with two or three clusters, which say little about each gene's own error.
         Intervals then hold on average over genes, less so for genes of unusual variance.
     chunk_size
-        Genes that are worked on at a time; ``None`` for at most 2²⁴ numbers in any array.
+        Genes that are processed at a time; ``None`` for at most 2²⁴ numbers in any array.
 
     Returns
     -------
@@ -156,7 +157,7 @@ def estimate_effects(
       degrees of freedom of Welch and Satterthwaite;
     - ``q_value``: adjusted over the genes of a treatment and group (Benjamini and Hochberg);
     - ``n_treated``, ``n_reference``: cells; ``propensity``: share of cells that received the
-      treatment; all three of the strata that are used;
+      treatment; all three in the strata that are used;
     - ``mean_factual``: mean under the treatment; ``mean_counterfactual``: of the same cells under
       the reference. The estimate is their difference, or the log2 of their ratio;
     - ``estimator``: the one that was used, ``"skipped"`` if none could be;
@@ -167,7 +168,7 @@ def estimate_effects(
     ------
     ValueError
         If names are unknown, lengths differ, values are not finite or negative, a number is out
-        of range, or predictions are needed and not given or of another shape.
+        of range, or predictions are needed but missing or of another shape.
     """
     check_options(estimand, estimator, scale, predictions)
     check_numbers(
@@ -246,7 +247,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Chunks:
-    """Works through chunks of genes, so that nothing dense is larger than a chunk."""
+    """What estimates need; one chunk of genes at a time, so that no dense array is larger."""
 
     outcomes: Any
     design: Design

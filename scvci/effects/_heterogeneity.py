@@ -1,8 +1,8 @@
 r"""Test whether an effect differs between the cells of a stratum, and in which genes.
 
-Outcomes under treatment are seen once per cell, so no two outcomes of a cell can be compared.
-But if a prediction :math:`s_{ig}` of cell i's log-fold change of gene g is any good, the
-difference between treated and reference cells is larger where the prediction is. With
+Each cell is measured under one treatment only, so that its own outcomes cannot be compared. But
+if a prediction :math:`s_{ig}` of cell i's log-fold change of gene g is any good, the difference
+between treated and reference cells is larger where the prediction is. With
 :math:`b_{ig}` the predicted log-expression under the reference and size :math:`\ell_i`, each
 gene's counts are regressed on
 
@@ -17,14 +17,15 @@ changes. On this scale an effect that multiplies the expression of all cells by 
 not heterogeneous, whatever their baselines. Counts are parts of a total: raising some genes lowers
 the share of all others, and by more in cells where those genes are a larger part. The offset
 :math:`D_i = \log \sum_h \pi_{ih} e^{\delta_h}`, with the cell's predicted reference composition
-:math:`\pi_i` and observed mean log-fold changes :math:`\delta`, takes this off. What
-predictions of all genes have in common beyond it is taken off as far as it comes true in the
-median gene, whose log-fold change is taken to be the same in all cells, as in size factors from
-medians of ratios. s is freed of both.
+:math:`\pi_i` and observed mean log-fold changes :math:`\delta`, removes this. What predictions
+of all genes have in common beyond it is removed as far as it comes true in the median gene, whose
+log-fold change is assumed to be the same in all cells, as in size factors from medians of ratios.
+Both are removed from s as well.
 
-The estimating equations are those of Poisson regression, which need the mean only. As b and s are
-main effects as well, :math:`\gamma` is zero without heterogeneity even if they predict the mean
-badly, provided that they do so alike in both arms. Errors are robust to any variance.
+The estimating equations are those of Poisson regression, which need only the mean to be right.
+As b and s are main effects as well, :math:`\gamma` is zero without heterogeneity even if they
+predict the mean badly, provided that they do so equally in both arms. Errors are robust to any
+variance.
 """
 
 from __future__ import annotations
@@ -92,28 +93,28 @@ def heterogeneity_test(
     Parameters
     ----------
     outcome
-        Counts of the cells, shape ``(n_cells, n_genes)``, dense or sparse. They must not be the
-        counts that predictions were made from.
+        Counts of the cells, shape ``(n_cells, n_genes)``, dense or sparse. Predictions must
+        not have been made from these counts.
     treated
         Which cells received the treatment, shape ``(n_cells,)``; the others are the reference.
     baseline, prediction
-        Predicted expression under the reference and under the treatment, positive, at a common
-        library size, shape ``(n_cells, n_genes)``.
+        Predicted expression under the reference and under the treatment at a common library
+        size, positive, shape ``(n_cells, n_genes)``.
     genes
         Names of the genes.
     size
         Size of each cell, by default the sum of ``outcome``. Cells of size zero are left out.
     stratum
-        Code or name of each cell's stratum, shape ``(n_cells,)``, by default one. Strata have
-        expression and mean effects of their own; differences between cells are those within
-        strata. Strata without cells of both arms are left out.
+        Code or name of each cell's stratum, shape ``(n_cells,)``, by default one for
+        all. Each stratum has its own expression and mean effect; differences between cells are
+        those within strata. Strata without cells of both arms are left out.
     cluster
         Code or name of each cell's cluster (donor, well, guide), shape ``(n_cells,)``, for errors
-        that allow any dependence within clusters.
+        that allow for any dependence within clusters.
     composition
         Whether ``size`` is a total of which counts are parts; ``False`` for external size factors.
     min_cells
-        Fewest cells of either arm.
+        Fewest cells in either arm.
     min_counts
         Fewest counts of a gene in either arm.
     margin
@@ -127,8 +128,8 @@ def heterogeneity_test(
     Returns
     -------
     Two rows for all genes together, then one per gene. ``"all"`` pools the genes' coefficients,
-    weighted by their information. ``"signature"`` asks for a single number per cell, the strength
-    of its response: it replaces s by its projection on the mean effect. Columns are ``gene``;
+    weighted by their information. ``"signature"`` tests a single number per cell, the strength of
+    its response: it replaces s by its projection on the mean effect. Columns are ``gene``;
     ``estimate`` of :math:`\gamma` with ``std_error``, ``ci_low`` and ``ci_high``; ``p_value`` of
     ``confirmed_sd <= margin`` against larger ones and its ``q_value`` (Benjamini and Hochberg
     over the genes); ``predicted_sd``, the standard deviation of s over cells in natural log-fold
@@ -145,13 +146,14 @@ def heterogeneity_test(
 
     Notes
     -----
-    Valid only if predictions say the same of a cell whichever arm it is in. ``leakage`` tests one
-    consequence, equal means of s. The rest is an assumption: a model that numbers the states of
-    treated cells in another order than those of reference cells predicts differences that come
-    true and are none. Predictions that are more accurate in one arm than in the other move
-    :math:`\gamma` off zero, to either side, by about that share of the baselines' own variation;
-    ``margin`` allows for that. With ``margin=0`` the p-value is that of no heterogeneity at all,
-    and right only for predictions from a state that was measured before treatment.
+    The test is valid only if the predictions for a cell do not depend on its arm. ``leakage``
+    tests one consequence, equal means of s. The rest is an assumption: a model that numbers the
+    states of treated cells in another order than those of reference cells predicts differences
+    that come true and are none. Predictions that are more accurate in one arm than in the other
+    move :math:`\gamma` off zero, in either direction, by about that share of the baselines' own
+    variation; ``margin`` allows for that. With ``margin=0`` the p-value is that of no
+    heterogeneity at all, and is right only for predictions from a state that was measured before
+    treatment.
     """
     _validate(outcome, treated, baseline, prediction, genes, stratum, cluster)
     total = np.asarray(outcome.sum(axis=1) if size is None else size, dtype=float).ravel()
@@ -226,7 +228,7 @@ def _confirmed_remainder(sample: Sample, outcome: Any, folds: _LogFolds, min_cou
 
 
 class _LogFolds:
-    """Predicted log-baselines and log-fold changes, the latter freed of the composition's.
+    """Predicted log-baselines, and log-fold changes without those of the composition.
 
     Attributes
     ----------
@@ -361,14 +363,16 @@ def _validate(
     for name, values in (("outcome", outcome), ("baseline", baseline), ("prediction", prediction)):
         if values.shape != shape:
             raise ValueError(
-                f"{name} of shape {values.shape} must be (n_cells, n_genes) = {shape}."
+                f"{name} of shape {values.shape} must have shape (n_cells, n_genes) = {shape}."
             )
     stored = outcome.data if sparse.issparse(outcome) else outcome
     if np.size(stored) and not np.min(stored) >= 0:
-        raise ValueError("outcome holds negative or missing values; give counts.")
+        raise ValueError("outcome holds negative or missing values; pass counts.")
     for name, values in (("baseline", baseline), ("prediction", prediction)):
         if not (np.isfinite(values).all() and (values > 0).all()):
             raise ValueError(f"{name} must be positive and finite: log-fold changes are tested.")
     for name, codes in (("stratum", stratum), ("cluster", cluster)):
         if codes is not None and len(codes) != shape[0]:
-            raise ValueError(f"{len(codes)} values of {name} for {shape[0]} cells.")
+            raise ValueError(
+                f"{len(codes)} values of {name} for {shape[0]} cells; pass one per cell."
+            )

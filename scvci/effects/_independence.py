@@ -1,4 +1,4 @@
-"""Does the latent state know the treatment? Permutation tests of Z ⟂ T within strata."""
+"""Permutation tests of whether the latent state is independent of treatment, Z ⟂ T | X."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 from scipy.spatial.distance import pdist, squareform
-from scipy.stats import false_discovery_control, rankdata
+from scipy.stats import rankdata
+
+from ._intervals import adjust
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,6 +42,7 @@ def conditional_independence_test(
     latent: np.ndarray,
     treatment: np.ndarray,
     stratum: np.ndarray | None = None,
+    *,
     n_permutations: int = 999,
     min_cells: int = 10,
     max_cells: int = 1000,
@@ -48,10 +51,10 @@ def conditional_independence_test(
     r"""Test whether the latent state is independent of treatment within strata, Z ⟂ T | X.
 
     Two statistics are compared with their distribution when treatments are shuffled among the
-    cells *of each stratum*, which is exact whatever the latent state looks like:
+    cells *of each stratum*, which is exact whatever the distribution of the latent state:
 
-    - ``auc``: how well held-out cells' treatments are told from a cell's latent state, by a
-      linear discriminant (ridge regression of the labels on z and z², cross-validated). The area
+    - ``auc``: how well a linear discriminant tells the treatments of held-out cells from their
+      latent states (ridge regression of the labels on z and z², cross-validated). The area
       under the ROC curve of each treatment against the rest, averaged over treatments: 0.5 is
       chance, 1 is perfect. Squares let it see differences of variance.
     - ``energy``: the share of the cells' dispersion that lies between treatments (Rizzo and
@@ -66,8 +69,8 @@ def conditional_independence_test(
       distributions are the same, in whatever respect.
 
     The joint test averages the statistic over strata, weighted by cells (``auc``) or dispersion
-    (``energy``); all strata are shuffled together. Treatments differing *between* strata do not
-    count against the latent state. Each latent is scaled to unit variance within its stratum, so
+    (``energy``); all strata are shuffled together. Differences of treatment *between*
+    strata do not count. Each latent is scaled to unit variance within its stratum, so
     units of the latent state do not matter.
 
     Parameters
@@ -82,7 +85,7 @@ def conditional_independence_test(
         Number of relabellings P, at least 39; the smallest possible p-value is 1 / (P + 1), and
         with many strata q-values need more.
     min_cells
-        Fewest cells with which a treatment takes part in a stratum's test.
+        Fewest cells of a treatment for it to be used in a stratum's test.
     max_cells
         Most cells of a stratum that are used, drawn as evenly over treatments as they allow.
         Treatments with the fewest cells are left out where ``min_cells`` of each would be more.
@@ -107,7 +110,8 @@ def conditional_independence_test(
 
     Notes
     -----
-    With many cells a leak too small to matter is significant. Judge its size by the AUC.
+    With many cells, even a leak that is too small to matter is significant. Judge its size by the
+    AUC.
     """
     labels = np.asarray(treatment).astype(str)
     groups = np.full(len(labels), _JOINT) if stratum is None else np.asarray(stratum).astype(str)
@@ -144,7 +148,7 @@ def _check_cells(latent: np.ndarray, treatment: np.ndarray, stratum: np.ndarray)
             f"{len(stratum)} strata do not belong to the same cells."
         )
     if not np.isfinite(latent).all():
-        raise ValueError("Latent states hold NaN or infinite values; they cannot be compared.")
+        raise ValueError("Latent states must be finite; some are NaN or infinite.")
     found = np.unique(treatment)
     if len(found) < 2:
         what = (
@@ -153,7 +157,8 @@ def _check_cells(latent: np.ndarray, treatment: np.ndarray, stratum: np.ndarray)
             else "there are no cells"
         )
         raise ValueError(
-            f"Independence of treatment cannot be tested: {what}. Give cells of at least two."
+            f"Independence of treatment cannot be tested: {what}. Pass cells of at least two "
+            "treatments."
         )
 
 
@@ -273,7 +278,7 @@ def _held_out_smoother(features: np.ndarray, rng: np.random.Generator) -> np.nda
     n, n_features = features.shape
     fold = rng.permutation(np.arange(n) % _N_FOLDS)
     smoother = np.zeros((n, n))
-    # One pseudo-cell of weight per feature: no influence among many cells, a brake among few.
+    # One pseudo-cell of weight per feature: negligible with many cells, a brake with few.
     penalty = n_features * np.eye(n_features)
     for k in range(_N_FOLDS):
         held, train = np.flatnonzero(fold == k), np.flatnonzero(fold != k)
@@ -325,9 +330,7 @@ def _tabulate(test: str, strata: list[_Stratum]) -> pd.DataFrame:
     single = len(strata) == 1
     table = pd.DataFrame([_row(test, s) for s in ([joint] if single else [joint, *strata])])
     table["q_value"] = table["p_value"]
-    own = table.index[1:][table["p_value"].iloc[1:].notna()]
-    if len(own):
-        table.loc[own, "q_value"] = false_discovery_control(table.loc[own, "p_value"])
+    table.loc[1:, "q_value"] = adjust(table.loc[1:, "p_value"].to_numpy(dtype=float))
     order = ["p_value", "q_value", "n_cells", "n_treatments", "note"]
     return table[[c for c in table.columns if c not in order] + order]
 
@@ -391,6 +394,6 @@ def _meaning(auc: float) -> str:
         )
     return (
         "The latent state holds the treatment: counterfactuals may keep part of the effect of the "
-        "treatment a cell really had; do not rely on them before this is mended (a higher "
+        "treatment a cell really had; do not rely on them until this is fixed (a higher "
         "weights={'divergence': ...}, longer training)"
     )

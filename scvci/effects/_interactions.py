@@ -49,7 +49,7 @@ def interaction_effects(
     r"""Estimate the interaction in combinations of treatments on every gene, with intervals.
 
     With means :math:`m` of the cells of an arm in a group, the interaction of a combination c of
-    k parts is its effect less the sum of the effects of its parts,
+    k components is its effect less the sum of the effects of its components,
 
     .. math:: (m_c - m_0) - \sum_{i=1}^k (m_i - m_0) = m_c - \sum_i m_i + (k - 1)\, m_0,
 
@@ -57,15 +57,15 @@ def interaction_effects(
 
     .. math:: \frac{s_c^2}{n_c} + \sum_i \frac{s_i^2}{n_i} + (k - 1)^2 \frac{s_0^2}{n_0} .
 
-    On log-normalised expression, 0 means that fold changes multiply. Arms are compared as they
-    are: in a group, treatment is taken to be unconfounded and cells to be independent. An arm in
-    which few cells express a gene borrows variance from the others, as in
-    :func:`estimate_effects`.
+    On log-normalised expression, 0 means that fold changes multiply. Within a group, treatment is
+    assumed to be unconfounded and cells to be independent. An arm in which few cells express a
+    gene borrows variance from the others, as in :func:`estimate_effects`.
 
-    With ``clusters``, not cells but these are independent. Effects of the combination and of its
-    parts are those of :func:`estimate_effects`, and the influences of a cluster on all of them
-    are added up before they are squared: what a donor has in common in all arms cancels. Where
-    every cluster has all arms this is the t-test of their interactions. Arms borrow nothing.
+    With ``clusters``, clusters rather than cells are independent. The influences of a cluster on
+    all means are added up before they are squared: what a donor has in common in all arms
+    cancels. Where every cluster has all arms this is the t-test of the clusters' interactions. If
+    any of the arms has fewer than 10 clusters, clusters count the same in all of them, otherwise
+    by their cells. Arms borrow no variance.
 
     Parameters
     ----------
@@ -74,13 +74,14 @@ def interaction_effects(
     treatment, groups
         Codes of each cell's arm and group, shape ``(n_cells,)``.
     combinations
-        For each combination its code, the codes of the two or more arms that are its parts, and
-        the code of the control.
+        For each combination its code, the codes of the two or more arms that are its components,
+        and the code of the control.
     treatments, group_names, genes
         Names, by code or column.
     clusters
         Code of each cell's donor, well or guide, shape ``(n_cells,)``, if cells of one are not
-        independent. They may be across arms, across some, or nested in arms; each arm needs two.
+        independent. A cluster may have cells in all arms, in some or in one; each arm needs two
+        clusters.
     level
         Coverage of the intervals.
     min_cells
@@ -88,14 +89,14 @@ def interaction_effects(
     min_expressing
         Fewest expressing cells in all of the arms together for an interval.
     chunk_size
-        Genes that are worked on at a time; ``None`` for at most 2²⁴ numbers in any array.
+        Genes that are processed at a time; ``None`` for at most 2²⁴ numbers in any array.
 
     Returns
     -------
     One row per combination, group and gene, in this order, with columns
 
     - ``treatment``, ``stratum`` (the group's name), ``gene``;
-    - ``effect`` of the combination, ``additive``: sum of the effects of its parts,
+    - ``effect`` of the combination, ``additive``: sum of the effects of its components,
       ``interaction``: their difference;
     - ``std_error``, ``ci_low``, ``ci_high``, ``p_value`` of the interaction: of Student's t with
       the degrees of freedom of Welch and Satterthwaite;
@@ -106,8 +107,8 @@ def interaction_effects(
     Raises
     ------
     ValueError
-        If a combination has unknown codes, fewer than two parts or an arm twice, lengths differ,
-        a cell has no cluster, expression is not finite, or a number is out of range.
+        If a combination has unknown codes, fewer than two components or an arm twice, lengths
+        differ, a cell has no cluster, expression is not finite, or a number is out of range.
     """
     check_numbers(
         level=level, min_cells=min_cells, min_expressing=min_expressing, chunk_size=chunk_size
@@ -145,8 +146,8 @@ def interaction_effects(
 def _check_combination(
     combination: tuple[int, Sequence[int], int], treatments: Sequence[str]
 ) -> None:
-    code, parts, control = combination
-    arms = [code, *parts, control]
+    code, components, control = combination
+    arms = [code, *components, control]
     for arm in arms:
         if not 0 <= arm < len(treatments):
             raise ValueError(
@@ -154,16 +155,16 @@ def _check_combination(
                 f"{len(treatments)} names; codes run from 0 to {len(treatments) - 1}."
             )
     name = treatments[code]
-    if len(parts) < 2:
+    if len(components) < 2:
         raise ValueError(
-            f"Combination {name!r} has {len(parts)} part(s); what it adds to the sum of its parts "
-            "needs two or more."
+            f"Combination {name!r} has {len(components)} component(s); an interaction needs at "
+            "least two."
         )
     twice = [treatments[arm] for i, arm in enumerate(arms) if arm in arms[:i]]
     if twice:
         raise ValueError(
-            f"Combination {name!r} uses the arm {twice[0]!r} twice; combination, parts and "
-            "control must be different arms."
+            f"Combination {name!r} uses the arm {twice[0]!r} twice; combination, components "
+            "and control must be different arms."
         )
 
 

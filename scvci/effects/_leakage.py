@@ -1,4 +1,4 @@
-"""Do predictions know which treatment a cell received? The test that `robust` rests on."""
+"""Test whether predictions depend on the treatment received, which ``"robust"`` rules out."""
 
 from __future__ import annotations
 
@@ -38,14 +38,15 @@ def leakage_test(
 
     .. math:: \hat b_{t,x} = \bar m(t)_{\text{all}} - \bar m(t)_{T=t},
 
-    exactly what the one-step estimator adds to the mean of the cells that received t, and in
-    expectation its bias. It is 0 if predictions rest on pre-treatment information only; then it
-    corrects an imbalance of the arms. Predictions that carry the treatment received *leak*.
+    exactly what the one-step estimator adds to the mean of the cells that received t. If
+    predictions use pre-treatment information only, its expectation is 0 and it corrects an
+    imbalance of the arms. Predictions that depend on the treatment received *leak*, and the
+    expectation of the statistic is the bias of the estimator.
 
     Parameters
     ----------
     predictions
-        Gives the prediction of every cell for a treatment's code and a slice of genes, shape
+        Returns the prediction of every cell for a treatment's code and a slice of genes, shape
         ``(n_cells, n_slice)``, cross-fitted.
     treatment, stratum
         Codes of each cell, shape ``(n_cells,)``.
@@ -59,7 +60,7 @@ def leakage_test(
     min_cells
         Fewest cells with and without the treatment for a test.
     chunk_size
-        Genes that are worked on at a time; ``None`` for at most 2²⁴ numbers in any array.
+        Genes that are processed at a time; ``None`` for at most 2²⁴ numbers in any array.
 
     Returns
     -------

@@ -14,7 +14,7 @@ _MAX_DF = 1e4
 def moderate(variance: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     r"""Shrink the variance of each gene's estimate towards that of the others.
 
-    True variances are taken to follow a scaled inverse :math:`\chi^2` over genes with
+    True variances are assumed to follow a scaled inverse :math:`\chi^2` over genes with
     :math:`d_0` degrees of freedom and location :math:`s_0^2`, estimated from the moments of the
     logarithms of the measured ones. The posterior variance of a gene and its degrees of freedom
     are
@@ -25,7 +25,7 @@ def moderate(variance: np.ndarray, df: np.ndarray) -> tuple[np.ndarray, np.ndarr
     ----------
     variance, df
         Squared standard errors and their degrees of freedom, shape ``(n_genes,)``; NaN where
-        there are none.
+        there is none.
 
     Returns
     -------

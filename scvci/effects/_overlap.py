@@ -1,4 +1,4 @@
-"""Where treated and control cells can be compared: counts, propensities and what is poor."""
+"""Overlap of treatments and control: counts, propensities, and which pairs are poor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MAX_SHARE = 0.05
 _MAX_LISTED = 8
 _MEANING = {
-    "no control": "their stratum has no control cell, so an effect has no baseline of its own",
+    "no control": "their stratum has no control cell to compare with",
     "no cells": "nothing was measured: counterfactuals are extrapolated from other strata",
     "few cells": "means of predictions and of real cells are uncertain",
     "low propensity": "few measured cells stand for many, so their weights are large",
@@ -28,12 +28,13 @@ def overlap_table(
     stratum: np.ndarray,
     treatments: Sequence[str],
     strata: Sequence[str],
+    *,
     control: int = 0,
     min_cells: int = 30,
     min_propensity: float = 0.01,
     continuous: np.ndarray | None = None,
 ) -> pd.DataFrame:
-    r"""Overlap of every (stratum, treatment) pair: how many cells there are to learn it from.
+    r"""Tabulate the overlap of every (stratum, treatment) pair: how many cells inform it.
 
     A counterfactual under t is supported by data in stratum x only if cells of x received t
     (positivity, :math:`P(t \mid x) > 0`).
@@ -61,7 +62,7 @@ def overlap_table(
     - ``propensity``: share of the stratum's cells that received the treatment,
       :math:`n_{x,t} / n_x`; NaN in a stratum without cells;
     - ``weight``: cells of the stratum for which each measured one stands, 1 / propensity;
-    - ``effective_size``: :math:`n_{x,t} n_{x,c} / (n_{x,t} + n_{x,c})`, the cells that set the
+    - ``effective_size``: :math:`n_{x,t} n_{x,c} / (n_{x,t} + n_{x,c})`, which sets the
       variance :math:`\sigma^2 / \text{effective size}` of a difference to the control's mean (of
       the control itself: its cells);
     - ``share_low``: share of the stratum's cells whose propensity given stratum *and* continuous
@@ -70,7 +71,7 @@ def overlap_table(
     - ``flag``: ``"no control"``, ``"no cells"``, ``"few cells"``, ``"low propensity"`` (also where
       ``share_low`` is above 5 %) or ``""``, the first that applies.
 
-    ``attrs["verdict"]`` names the poor pairs and says what it means; empty if there are none.
+    ``attrs["verdict"]`` names the poor pairs and says what that means; empty if there are none.
 
     Raises
     ------
@@ -110,11 +111,13 @@ def _check(
     treatment: np.ndarray, stratum: np.ndarray, min_cells: int, min_propensity: float
 ) -> None:
     if len(treatment) != len(stratum):
-        raise ValueError(f"{len(treatment)} treatments and {len(stratum)} strata: not one each.")
+        raise ValueError(
+            f"{len(treatment)} treatments and {len(stratum)} strata; give one of each per cell."
+        )
     if min_cells < 1:
         raise ValueError(f"min_cells={min_cells} must be at least 1.")
     if not 0 <= min_propensity < 1:
-        raise ValueError(f"min_propensity={min_propensity} must lie in [0, 1).")
+        raise ValueError(f"min_propensity={min_propensity} must be in [0, 1).")
 
 
 def _share_low(
@@ -132,9 +135,9 @@ def _share_low(
 
 
 def _flags(counts: np.ndarray, control: int, min_cells: int, low: np.ndarray) -> np.ndarray:
-    """Say what is poor about each pair, the gravest first."""
+    """Say what is poor about each pair, the most serious first."""
     without_control = np.broadcast_to(counts[:, [control]] == 0, counts.shape).copy()
-    # Of a pair without cells in such a stratum, that nothing was measured is the graver.
+    # In such a stratum, a pair without cells is flagged for that, which is more serious.
     without_control &= counts > 0
     without_control[:, control] = counts[:, control] == 0
     conditions = [without_control, counts == 0, counts < min_cells, low]
@@ -142,7 +145,7 @@ def _flags(counts: np.ndarray, control: int, min_cells: int, low: np.ndarray) ->
 
 
 def _verdict(table: pd.DataFrame, min_cells: int, min_propensity: float) -> str:
-    """Name the poor pairs and say what it means."""
+    """Name the poor pairs and say what that means."""
     poor = table[table["flag"] != ""]
     if poor.empty:
         return ""

@@ -1,4 +1,4 @@
-"""Strata of cells with like propensities: confounding by continuous covariates."""
+"""Propensities given continuous covariates, and strata of cells with similar ones."""
 
 from __future__ import annotations
 
@@ -23,11 +23,13 @@ def cross_validated_propensity(
     treatment: np.ndarray,
     stratum: np.ndarray,
     shape: tuple[int, int],
+    *,
     seed: int = 0,
 ) -> np.ndarray:
     r"""Propensities :math:`P(t \mid x, c)` given stratum x and continuous covariates c.
 
-    A multinomial logistic regression in each stratum, predicted for held-out cells (5 folds).
+    They come from a multinomial logistic regression in each stratum and are predicted for
+    held-out cells (5 folds).
 
     Parameters
     ----------
@@ -43,7 +45,8 @@ def cross_validated_propensity(
     Returns
     -------
     Shape ``(n_cells, n_treatments)``; NaN for treatments with fewer cells in the stratum than
-    there are folds, and in strata with fewer than two others. Rows sum to one over the rest.
+    there are folds, and in strata where fewer than two treatments are left. Rows sum to one over
+    the treatments that are left.
     """
     n_strata, n_treatments = shape
     scores = np.full((len(treatment), n_treatments), np.nan)
@@ -65,18 +68,18 @@ def cross_validated_propensity(
 def propensity_strata(
     propensity: np.ndarray, stratum: np.ndarray, strata: Sequence[str], n_bins: int = 5
 ) -> tuple[np.ndarray, list[str]]:
-    """Cut strata into bins of cells with like propensities.
+    """Cut strata into bins of cells with similar propensities.
 
-    Within strata a treatment may depend on continuous covariates, which effects would then be
-    confounded by. Cells with the same propensity can be compared whatever covariates it rests on;
-    five bins remove about nine tenths of the bias (Rosenbaum and Rubin, 1984). Bins in which an
-    arm is missing are left out by :func:`estimate_effects`, which reports their share.
+    Within strata, treatment may depend on continuous covariates that confound effects. Cells with
+    the same propensity can be compared whatever their covariates; five bins remove about nine
+    tenths of the bias (Rosenbaum and Rubin, 1984). :func:`estimate_effects` leaves out bins in
+    which an arm is missing and reports their share.
 
     Parameters
     ----------
     propensity
-        Fitted probability of each cell to receive the treatment rather than the reference given
-        stratum and covariates, shape ``(n_cells,)``; NaN where it cannot be estimated. See
+        Fitted probability that each cell received the treatment rather than the reference given
+        its stratum and covariates, shape ``(n_cells,)``; NaN where it cannot be estimated. See
         :func:`cross_validated_propensity`: its column of the treatment, over the
         sum of those of the treatment and the reference.
     stratum

@@ -1,4 +1,4 @@
-"""Checks of what effects are estimated from: each names what is wrong."""
+"""Checks of arguments; each error says what is wrong and what is expected."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def check_options(
     scale: str,
     predictions: Callable[[int, slice], np.ndarray] | None,
 ) -> None:
-    """Raise if an option is unknown, or predictions are needed and not given.
+    """Raise if an option is unknown, or predictions are needed but missing.
 
     Parameters
     ----------
     estimand, estimator, scale
         Options by name.
     predictions
-        Predictions, if any.
+        The predictions, or ``None``.
     """
     for name, value, known in (
         ("estimand", estimand, get_args(Estimand)),
@@ -49,34 +49,34 @@ def check_numbers(**numbers: float | None) -> None:
     Parameters
     ----------
     numbers
-        Numbers by name; ``None`` is passed over.
+        Numbers by name; ``None`` is skipped.
     """
     for name, value in numbers.items():
         if value is None:
             continue
         if name in ("level", "leakage_level") and not 0 < value < 1:
-            raise ValueError(f"{name}={value} must lie in (0, 1).")
+            raise ValueError(f"{name}={value} must be in (0, 1).")
         if name == "min_propensity" and not 0 <= value < 1:
-            raise ValueError(f"{name}={value} must lie in [0, 1).")
+            raise ValueError(f"{name}={value} must be in [0, 1).")
         if name == "prediction_weight" and not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie in [0, 1].")
+            raise ValueError(f"{name}={value} must be in [0, 1].")
         if name == "min_cells" and value < 2:
             raise ValueError(f"{name}={value} must be at least 2: one cell has no variance.")
         if name == "chunk_size" and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
         if name == "min_expressing" and not value >= 0:
-            raise ValueError(f"{name}={value} must not be negative.")
+            raise ValueError(f"{name}={value} must be at least 0.")
 
 
 def check_codes(n_cells: int, **codes: tuple[np.ndarray | None, int | None]) -> None:
-    """Raise if codes are not one integer per cell, or have no name.
+    """Raise if codes are not one integer per cell, or exceed the names.
 
     Parameters
     ----------
     n_cells
         Number of cells.
     codes
-        Codes and the number of their names (``None`` if they have none), by name.
+        Codes and the number of names they refer to (``None`` if they have no names), by argument.
     """
     for name, (values, n_names) in codes.items():
         if values is None:
@@ -84,18 +84,18 @@ def check_codes(n_cells: int, **codes: tuple[np.ndarray | None, int | None]) -> 
         values = np.asarray(values)
         if values.shape != (n_cells,):
             raise ValueError(
-                f"{name} has shape {values.shape}, not ({n_cells},): one code per cell."
+                f"{name} has shape {values.shape}, but must have one code per cell: ({n_cells},)."
             )
         if not np.issubdtype(values.dtype, np.integer):
-            raise ValueError(f"{name} holds {values.dtype} values, not integer codes.")
+            raise ValueError(f"{name} holds {values.dtype} values; codes must be integers.")
         if n_cells and values.min() < 0:
-            raise ValueError(f"{name} has negative codes; drop the cells without a label.")
+            raise ValueError(f"{name} has negative codes; leave out cells without a label.")
         if n_names is not None and n_cells and values.max() >= n_names:
-            raise ValueError(f"{name} has the code {values.max()}, but {n_names} names.")
+            raise ValueError(f"{name} has the code {values.max()}, but {n_names} names are given.")
 
 
 def check_shape(outcomes: Any, genes: Sequence[str]) -> None:
-    """Raise if outcomes are not a matrix of cells and genes.
+    """Raise if outcomes are not a matrix of cells times genes.
 
     Parameters
     ----------
@@ -106,13 +106,13 @@ def check_shape(outcomes: Any, genes: Sequence[str]) -> None:
     """
     if outcomes.ndim != 2 or outcomes.shape[1] != len(genes):
         raise ValueError(
-            f"outcomes has shape {outcomes.shape}, not (n_cells, {len(genes)}): one column per "
-            "name in genes."
+            f"outcomes has shape {outcomes.shape}, but must have one column per gene: "
+            f"(n_cells, {len(genes)})."
         )
 
 
 def check_values(block: Any, genes: Sequence[str], signed: bool, logged: bool = False) -> None:
-    """Raise if outcomes are not finite, or negative where that makes no sense.
+    """Raise if outcomes are not finite, or are negative where they must not be.
 
     Parameters
     ----------
@@ -121,7 +121,9 @@ def check_values(block: Any, genes: Sequence[str], signed: bool, logged: bool = 
     genes
         Names of the columns.
     signed
-        Whether negative outcomes make sense.
+        Whether outcomes may be negative.
+    logged
+        Whether outcomes should be log-normalised.
     """
     entries = sparse.coo_matrix(block) if sparse.issparse(block) else None
     values = np.asarray(block) if entries is None else entries.data
@@ -130,14 +132,16 @@ def check_values(block: Any, genes: Sequence[str], signed: bool, logged: bool = 
         wrong, what = values < 0, "negative"
     if wrong.any():
         column = np.nonzero(wrong)[-1][0] if entries is None else entries.col[np.argmax(wrong)]
+        expected = "normalised counts, neither log-transformed nor scaled"
+        if logged:
+            expected = "log-normalised expression without missing values"
         raise ValueError(
-            f"outcomes of gene {genes[int(column)]!r} are {what} in some cells; pass normalised "
-            "counts that are not log-transformed or scaled."
+            f"outcomes of gene {genes[int(column)]!r} are {what} in some cells; pass {expected}."
         )
 
 
 def find_codes(names: Sequence[str], treatments: Sequence[str]) -> list[int]:
-    """Codes of treatments by name.
+    """Look up the codes of treatments by name.
 
     Parameters
     ----------
@@ -149,23 +153,25 @@ def find_codes(names: Sequence[str], treatments: Sequence[str]) -> list[int]:
     Raises
     ------
     ValueError
-        If a name is unknown, or occurs twice; the message says which and what is known.
+        If a name is unknown or occurs twice, or there is none.
     """
     known, wanted = list(treatments), list(names)
     if not wanted:
-        raise ValueError("No treatment is named; name at least one, or pass None for all.")
+        raise ValueError(
+            "No treatment is named; pass at least one name, or None for all treatments."
+        )
     for name in wanted:
         if name not in known:
             raise ValueError(unknown_name_message("Treatment", str(name), known, "unknown"))
     if len(set(wanted)) < len(wanted):
-        raise ValueError(f"Treatments are asked for more than once: {wanted}.")
+        raise ValueError(f"Treatments are named more than once: {wanted}.")
     return [known.index(t) for t in wanted]
 
 
 def find_names(
     targets: Sequence[str] | None, reference: str, treatments: Sequence[str]
 ) -> tuple[list[int], int]:
-    """Codes of the targets and of the reference.
+    """Look up the codes of the targets and of the reference.
 
     Parameters
     ----------
@@ -180,8 +186,8 @@ def find_names(
     wanted = [t for t in treatments if t != reference] if targets is None else list(targets)
     if reference in wanted:
         raise ValueError(
-            f"Treatment {reference!r} is both a target and the reference; its effect against "
-            "itself is zero."
+            f"Treatment {reference!r} is both a target and the reference; leave it out of the "
+            "targets."
         )
     if not wanted:
         raise ValueError("There is no treatment to compare with the reference.")

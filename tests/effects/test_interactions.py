@@ -42,18 +42,20 @@ def cells():
 def test_closed_form(cells, combination):
     outcomes, treatment, groups = cells
     table = run(outcomes, treatment, groups, [combination], ["x", "y"], min_cells=5, level=0.9)
-    code, parts, control = combination
-    k = len(parts)
+    code, components, control = combination
+    k = len(components)
     for group, name in enumerate("xy"):
         rows = table[table["stratum"] == name]
-        arm = {a: outcomes[(treatment == a) & (groups == group)] for a in (code, *parts, control)}
+        arm = {
+            a: outcomes[(treatment == a) & (groups == group)] for a in (code, *components, control)
+        }
         mean = {a: y.mean(axis=0) for a, y in arm.items()}
-        weight = {code: 1, control: k - 1} | dict.fromkeys(parts, -1)
+        weight = {code: 1, control: k - 1} | dict.fromkeys(components, -1)
         v = {a: weight[a] ** 2 * y.var(axis=0, ddof=1) / len(y) for a, y in arm.items()}
         variance = sum(v.values())
         df = variance**2 / sum(v[a] ** 2 / (len(arm[a]) - 1) for a in v)
         effect = mean[code] - mean[control]
-        additive = sum(mean[a] - mean[control] for a in parts)
+        additive = sum(mean[a] - mean[control] for a in components)
         half = stats.t.ppf(0.95, df) * np.sqrt(variance)
         p_value = 2 * stats.t.sf(np.abs(effect - additive) / np.sqrt(variance), df)
         np.testing.assert_allclose(rows["effect"], effect)
@@ -76,8 +78,8 @@ def test_rows_sparse_and_chunks_agree(cells):
     assert list(whole["treatment"].unique()) == ["A+B+C", "A+B"]
     assert list(whole["gene"][:8]) == [*(f"g{i}" for i in range(7)), "g0"]
     for matrix in (sparse.csr_matrix(outcomes), sparse.csc_matrix(outcomes), outcomes):
-        parts = run(matrix, treatment, min_cells=5, chunk_size=3, **given)
-        pd.testing.assert_frame_equal(parts, whole)
+        chunked = run(matrix, treatment, min_cells=5, chunk_size=3, **given)
+        pd.testing.assert_frame_equal(chunked, whole)
 
 
 @pytest.mark.parametrize("silent", [False, True])
@@ -172,13 +174,13 @@ def test_clusters_with_all_arms_give_the_t_test_of_their_interactions(cells, com
     outcomes, treatment, _ = cells
     donor = np.random.default_rng(5).integers(6, size=900)
     table = run(outcomes, treatment, combinations=[combination], clusters=donor, min_cells=5)
-    code, parts, control = combination
+    code, components, control = combination
     mean = {
         a: np.stack([outcomes[(treatment == a) & (donor == d)].mean(axis=0) for d in range(6)])
-        for a in (code, *parts, control)
+        for a in (code, *components, control)
     }
     effect = mean[code] - mean[control]
-    additive = sum(mean[a] - mean[control] for a in parts)
+    additive = sum(mean[a] - mean[control] for a in components)
     test = stats.ttest_1samp(effect - additive, 0)
     low, high = test.confidence_interval(0.95)
     np.testing.assert_allclose(table["effect"], effect.mean(axis=0))
@@ -225,6 +227,19 @@ def test_clusters_with_some_arms_vary_in_blocks(cells):
     np.testing.assert_allclose(table["interaction"], interaction)
     np.testing.assert_allclose(table["std_error"], error)
     np.testing.assert_allclose(table["ci_high"], interaction + stats.t.ppf(0.975, df) * error)
+
+
+def test_few_clusters_of_one_arm_make_clusters_count_the_same_in_all(cells):
+    outcomes, treatment, _ = cells
+    rng = np.random.default_rng(11)
+    donor = np.where(treatment == 4, rng.integers(5, size=900), rng.integers(14, size=900))
+    table = run(outcomes, treatment, clusters=donor, min_cells=5)
+    expected = 0
+    for arm, weight in {4: 1, 1: -1, 2: -1, 0: 1}.items():
+        present = np.unique(donor[treatment == arm])
+        of_donor = [outcomes[(treatment == arm) & (donor == d)].mean(axis=0) for d in present]
+        expected = expected + weight * np.mean(of_donor, axis=0)
+    np.testing.assert_allclose(table["interaction"], expected)
 
 
 @pytest.mark.parametrize("n_donors", [7, 25])
@@ -339,7 +354,7 @@ def test_genes_that_do_not_vary_have_no_interval_in_clusters():
 @pytest.mark.parametrize(
     ("combination", "message"),
     [
-        ((4, [1], 0), r"'A\+B' has 1 part"),
+        ((4, [1], 0), r"'A\+B' has 1 component"),
         ((4, [1, 1], 0), r"'A\+B' uses the arm 'A' twice"),
         ((4, [1, 0], 0), "uses the arm 'control' twice"),
         ((4, [1, 4], 0), r"uses the arm 'A\+B' twice"),
