@@ -118,7 +118,7 @@ def correction_by_cells(contrast: Contrast, design: Design, predictions: Predict
 
 def _of_arms(sums: np.ndarray, contrast: Contrast) -> np.ndarray:
     """Take the sums of the contrast's arms and units, ``(n_arms, n_units, ...)``."""
-    return np.moveaxis(sums[contrast.units][:, contrast.arms], 1, 0)
+    return sums[contrast.units, contrast.arms[:, None]]
 
 
 def _of_all(sums: np.ndarray, contrast: Contrast) -> np.ndarray:
@@ -203,7 +203,7 @@ def _weighted(
         ``(n_arms, n_units, n_genes)``.
     """
     n, mean = moments.n, moments.mean[:, :, variable]
-    value = np.einsum("x,axs,axsg->sg", unit_weights, weights, mean, optimize=True)
+    value = np.einsum("axs,axsg->sg", unit_weights[:, None] * weights, mean)
     scale = unit_weights**2 / (np.maximum(n, 1) * np.maximum(n - 1, 1))
     products = scale[:, :, None, None] * weights[:, :, :, None] * weights[:, :, None]
     covariance = products[..., None] * moments.scatter[:, :, variable][:, :, :, variable]

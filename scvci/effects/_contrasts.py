@@ -142,7 +142,7 @@ class Contrast:
         outcomes
             Sums of a chunk of genes.
         """
-        return outcomes.expressing[self.units][:, self.arms].sum(axis=(0, 1))
+        return outcomes.expressing[self.units, self.arms[:, None]].sum(axis=(0, 1))
 
 
 def weighted_sum(weights: np.ndarray, means: np.ndarray, scale: Scale = "counts") -> np.ndarray:

@@ -57,8 +57,7 @@ class Means:
         Two arrays, shape ``(n_genes,)``. The degrees of freedom are NaN where the variance is 0.
         """
         a = np.broadcast_to(weights, self.value.shape)
-        by_block = np.einsum("ig,jg,bijg->bg", a, a, self.covariance, optimize=True)
-        by_block = np.maximum(by_block, 0)
+        by_block = np.maximum((self.covariance * (a[:, None] * a)).sum(axis=(1, 2)), 0)
         total = by_block.sum(axis=0)
         with np.errstate(divide="ignore", invalid="ignore"):
             df = total**2 / (by_block**2 / self.df[:, None]).sum(axis=0)
