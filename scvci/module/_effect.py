@@ -114,12 +114,12 @@ class EffectBackbone(Backbone):
         before, after = old._widths(), self._widths()
         covariates = lay_out(list(zip(old._effect_widths(), self._effect_widths(), strict=True)))
         n_covariate = sum(self._effect_widths())
-        x = np.array([j for own, new in covariates for j in new[: len(own)]], dtype=np.int64)
         members, none = np.arange(before["members"]), np.zeros(0, dtype=np.int64)
+        x = np.concatenate([none, *(new[: len(own)] for own, new in covariates)])
         crossed = (members[:, None] * n_covariate + x).ravel()
         beyond = np.arange(before["beyond"])
         shared = self.architecture.stratum_effects
-        #: Place of each old column in its block.
+        # Place of each old column in its block.
         kept = [np.arange(1), members, x, crossed, beyond]
         kept = kept if shared else [none, members, none, none, beyond]
         widths = effect_blocks(after["members"], n_covariate, after["beyond"], shared)
