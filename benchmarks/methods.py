@@ -230,7 +230,6 @@ METHODS: dict[str, Callable[..., Prediction]] = {
     "VCI no divergence": lambda c, s: vci(c, s, weights={"divergence": 0.0}),
     "VCI no covariate term": lambda c, s: vci(c, s, weights={"covariate": 0.0}),
     "VCI no interaction": lambda c, s: vci(c, s, architecture={"interaction": False}),
-    "VCI no stratum effects": lambda c, s: vci(c, s, architecture={"stratum_effects": False}),
 }
 for _kind in ("kernel", "energy", "discriminator", "classifier"):
     METHODS[f"VCI {_kind}"] = lambda c, s, k=_kind: vci(c, s, covariate_term=k)

@@ -34,9 +34,6 @@ class Architecture:
         Dropout rate of the encoder's hidden layers.
     interaction
         Whether the effect of a treatment may depend on the latent state.
-    stratum_effects
-        Whether effects may differ between strata beyond what the latent state explains, as
-        deviations that are shrunk towards what strata have in common.
     decoder_covariates
         Whether the decoder's baseline sees the covariates besides the latent state.
     dose_response
@@ -50,7 +47,6 @@ class Architecture:
     n_layers: int = 1
     dropout: float = 0.1
     interaction: bool = True
-    stratum_effects: bool = True
     decoder_covariates: bool = True
     dose_response: DoseResponseName = "monotone"
 

@@ -57,7 +57,6 @@ class EffectBackbone(Backbone):
             architecture.n_hidden,
             architecture.n_layers,
             interaction=architecture.interaction,
-            stratum_effects=architecture.stratum_effects,
             n_members=sizes.doses.shape[1],
             n_batches=sizes.n_batches,
             order=int((sizes.doses > 0).sum(axis=1).max()),
@@ -114,15 +113,13 @@ class EffectBackbone(Backbone):
         before, after = old._widths(), self._widths()
         covariates = lay_out(list(zip(old._effect_widths(), self._effect_widths(), strict=True)))
         n_covariate = sum(self._effect_widths())
-        members, none = np.arange(before["members"]), np.zeros(0, dtype=np.int64)
-        x = np.concatenate([none, *(new[: len(own)] for own, new in covariates)])
+        members = np.arange(before["members"])
+        x = np.concatenate([members[:0], *(new[: len(own)] for own, new in covariates)])
         crossed = (members[:, None] * n_covariate + x).ravel()
         beyond = np.arange(before["beyond"])
-        shared = self.architecture.stratum_effects
         # Place of each old column in its block.
         kept = [np.arange(1), members, x, crossed, beyond]
-        kept = kept if shared else [none, members, none, none, beyond]
-        widths = effect_blocks(after["members"], n_covariate, after["beyond"], shared)
+        widths = effect_blocks(after["members"], n_covariate, after["beyond"])
         columns, n_before, n_after = [], 0, 0
         for positions, width in zip(kept, widths, strict=True):
             places = np.concatenate([positions, np.setdiff1d(np.arange(width), positions)])

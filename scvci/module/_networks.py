@@ -107,7 +107,6 @@ class EffectDecoder(Decoder):
         n_hidden: int,
         n_layers: int,
         interaction: bool = True,
-        stratum_effects: bool = True,
         n_members: int | None = None,
         order: int = 1,
         n_batches: int = 0,
@@ -120,12 +119,11 @@ class EffectDecoder(Decoder):
         self.order = order
         self.baseline = _mlp(n_latent + n_covariate, n_hidden, n_layers)
         self.baseline_out = nn.Linear(n_hidden, n_heads * n_genes)
-        self.stratum_effects = stratum_effects
         #: Covariates that effects depend on; batches, the last columns, change the baseline only.
         self.n_covariate = n_covariate - n_batches
         n, n_arms, n_covariate = self.n_members, n_treatment - self.n_members, self.n_covariate
         #: Features of the mixed model in blocks: m, a, s, e and r.
-        self.blocks = effect_blocks(n, n_covariate, n_arms, stratum_effects)
+        self.blocks = effect_blocks(n, n_covariate, n_arms)
         self.effects = nn.Linear(sum(self.blocks), n_heads * n_genes, bias=False)
         nn.init.zeros_(self.effects.weight)
         self.interaction: nn.Module | None = None
@@ -172,8 +170,6 @@ class EffectDecoder(Decoder):
         self, common: Tensor, members: Tensor, beyond: Tensor, covariates: Tensor
     ) -> Tensor:
         """Features of the mixed model, all zero for the control."""
-        if not self.stratum_effects:
-            return torch.cat([members, beyond], dim=-1)
         crossed = (members.unsqueeze(-1) * covariates.unsqueeze(-2)).flatten(-2)
         return torch.cat([common, members, common * covariates, crossed, beyond], dim=-1)
 
@@ -207,8 +203,6 @@ class EffectDecoder(Decoder):
             Training cells, over which the objective is averaged.
         """
         total = sum(variances[:4])
-        if not self.stratum_effects:
-            variances = [total] * len(variances)
         scales = [max(v, _MIN_PRIOR_VARIANCE) for v in variances]
         self.interaction_variance.fill_(max(total, _MIN_PRIOR_VARIANCE))
         sizes = torch.tensor(self.blocks)
@@ -216,20 +210,14 @@ class EffectDecoder(Decoder):
         self.prior_weight.fill_(1 / n_cells)
 
 
-def effect_blocks(
-    n_members: int, n_covariate: int, n_beyond: int, stratum_effects: bool
-) -> tuple[int, ...]:
+def effect_blocks(n_members: int, n_covariate: int, n_beyond: int) -> tuple[int, ...]:
     """Widths of m, a, s, e and r, the blocks of the mixed model's features.
 
     Parameters
     ----------
     n_members, n_covariate, n_beyond
         Members, covariates that effects depend on, and terms of arms beyond their members.
-    stratum_effects
-        See :class:`~scvci.module.Architecture`.
     """
-    if not stratum_effects:
-        return (0, n_members, 0, 0, n_beyond)
     return (1, n_members, n_covariate, n_members * n_covariate, n_beyond)
 
 

@@ -114,10 +114,3 @@ def test_prior_scales_are_never_zero():
     decoder.set_prior((0.0, 0.0, 0.0, 0.0, 0.0), 10)
     assert torch.isfinite(decoder.penalty())
     assert (decoder.prior_variance > 0).all()
-
-
-def test_without_stratum_effects_the_treatment_has_all_the_variance():
-    decoder = _decoder(stratum_effects=False)
-    decoder.set_prior((0.1, 0.2, 0.3, 0.4, 0.5), 10)
-    assert decoder.effects.weight.shape[1] == N_T
-    torch.testing.assert_close(decoder.prior_variance, torch.ones(N_T))
