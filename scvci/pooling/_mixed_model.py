@@ -11,17 +11,24 @@ to a stratum where it was not measured, and how much of what was measured is noi
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import sparse
 from scipy.optimize import nnls
 
 from ._means import PairMeans
 
-#: Backfitting stops when no part moves by more, on the scale of the means.
-_TOLERANCE = 1e-5
-_MAX_PASSES = 500
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+#: Fitting stops when no part would move by more, on the scale of the means.
+_TOLERANCE = 1e-6
+_MAX_STEPS = 500
+#: Numbers in an array while parts are fitted, a block of genes at a time.
+_MAX_NUMBERS = 2_000_000
 _TINY = 1e-12
 
 
@@ -142,16 +149,17 @@ def effect_variances(means: PairMeans, control: int = 0) -> EffectVariances:
     pairs, d = effects.pairs, effects.value
     if d.size == 0:
         return EffectVariances(0.0, 0.0, 0.0, 0.0)
-    total = (effects.noise + base[pairs.stratum]).mean(axis=0)
-    weight = 1 / (total + np.median(total) + _TINY)
-    weight /= weight.sum()
-    own, shared = effects.noise.sum(axis=0) @ weight, base @ weight
     n_x = np.bincount(pairs.stratum, minlength=pairs.n_strata).astype(float)
     n_t = np.bincount(pairs.treatment, minlength=pairs.n_treatments).astype(float)
     n_all = float(len(pairs))
+    noise = effects.noise.sum(axis=0)
+    total = (noise + n_x @ base) / n_all
+    weight = 1 / (total + np.median(total) + _TINY)
+    weight /= weight.sum()
+    own, shared = noise @ weight, base @ weight
     # Sums over all couples of pairs that share: anything, the treatment, the stratum, both.
     sums = (d.sum(axis=0, keepdims=True), pairs.sum_by_treatment(d), pairs.sum_by_stratum(d), d)
-    products = np.array([((s**2) @ weight).sum() for s in sums])
+    products = np.array([np.einsum("ng,ng,g->", s, s, weight) for s in sums])
     by_control = np.array([n_x**2 @ shared, n_x @ shared, n_x**2 @ shared, n_x @ shared])
     in_t, in_x = (n_t**2).sum(), (n_x**2).sum()
     gram = np.array(
@@ -176,10 +184,9 @@ def effect_variances(means: PairMeans, control: int = 0) -> EffectVariances:
 def forecast(means: PairMeans, variances: EffectVariances, control: int = 0) -> Forecast:
     """Fit the parts of the mixed model to the measured means.
 
-    Each part is the weighted mean of what the other parts leave over, shrunk by its variance;
-    passes over the parts are repeated until they agree (backfitting). What the effects of a
-    stratum have in common is split between the stratum and the noise of its control, from which
-    all of them are measured.
+    Each part is the weighted mean of what the other parts leave over, shrunk by its variance
+    (Henderson's mixed model equations). What the effects of a stratum have in common is split
+    between the stratum and the noise of its control, from which all of them are measured.
 
     Parameters
     ----------
@@ -190,27 +197,75 @@ def forecast(means: PairMeans, variances: EffectVariances, control: int = 0) -> 
     control
         Index of the control.
     """
+    n_pairs, n_genes = means.value.shape
+    n = max(1, _MAX_NUMBERS // max(n_pairs, 1))
+    blocks = [
+        replace(means, value=means.value[:, i : i + n], noise=means.noise[:, i : i + n])
+        for i in range(0, n_genes, n)
+    ]
+    parts = np.concatenate([_fit_parts(block, variances, control) for block in blocks], axis=1)
+    common, treatment, stratum = np.split(parts, [1, 1 + means.pairs.n_treatments])
+    return Forecast(means, variances, control, common, treatment, stratum)
+
+
+def _fit_parts(means: PairMeans, variances: EffectVariances, control: int) -> np.ndarray:
+    """Solve the mixed model equations; the parts m, a and b are below one another.
+
+    Returns
+    -------
+    Shape ``(1 + n_treatments + n_strata, n_genes)``.
+    """
     effects, base = _measured_effects(means, control)
-    pairs, d = effects.pairs, effects.value
+    pairs, n_genes = effects.pairs, base.shape[1]
     weight = 1 / np.maximum(variances.pair + effects.noise, _TINY)
-    sum_x, sum_t = pairs.sum_by_stratum, pairs.sum_by_treatment
-    w_x, w_t = sum_x(weight), sum_t(weight)
-    d_x, d_t = sum_x(weight * d), sum_t(weight * d)
-    w_all, d_all = (s.sum(axis=0, keepdims=True) for s in (w_x, d_x))
-    scale = w_all + 1 / max(variances.common, _TINY)
-    scale_t = w_t + 1 / max(variances.treatment, _TINY)
-    scale_x = w_x + 1 / np.maximum(variances.stratum + base, _TINY)
-    m, a, b = np.zeros_like(w_all), np.zeros_like(w_t), np.zeros_like(w_x)
-    for _ in range(_MAX_PASSES):
-        before = (m, a, b)
-        left = d_all - (w_t * a).sum(axis=0) - (w_x * b).sum(axis=0)
-        m = left / scale
-        a = (d_t - w_t * m - sum_t(weight * b[pairs.stratum])) / scale_t
-        b = (d_x - w_x * m - sum_x(weight * a[pairs.treatment])) / scale_x
-        after = zip((m, a, b), before, strict=True)
-        if max(np.abs(new - old).max(initial=0) for new, old in after) < _TOLERANCE:
+    part_of_stratum = np.maximum(variances.stratum + base, _TINY)
+    single = np.repeat([variances.common, variances.treatment], [1, pairs.n_treatments])
+    scale = np.repeat(np.maximum(single, _TINY)[:, None], n_genes, axis=1)
+    precision = 1 / np.concatenate([scale, part_of_stratum])
+    row = np.arange(len(pairs))
+    column = np.stack([0 * row, 1 + pairs.treatment, 1 + pairs.n_treatments + pairs.stratum])
+    design = sparse.csr_matrix(
+        (np.ones(3 * len(pairs)), (np.tile(row, 3), column.ravel())),
+        shape=(len(pairs), len(precision)),
+    )
+    transposed = design.T.tocsr()
+
+    def equations(parts: np.ndarray) -> np.ndarray:
+        return transposed @ (weight * (design @ parts)) + precision * parts
+
+    return _conjugate_gradients(
+        equations, transposed @ (weight * effects.value), transposed @ weight + precision
+    )
+
+
+def _conjugate_gradients(
+    matrix: Callable[[np.ndarray], np.ndarray], right: np.ndarray, diagonal: np.ndarray
+) -> np.ndarray:
+    """Solve a system of equations for each gene (column), preconditioned by the diagonal.
+
+    Parameters
+    ----------
+    matrix
+        Multiplies by the positive definite matrix of each gene.
+    right
+        Right sides, shape ``(n, n_genes)``.
+    diagonal
+        Diagonals of the matrices, same shape.
+    """
+    solution, residual = np.zeros_like(right), right
+    step = direction = residual / diagonal
+    size = (residual * step).sum(axis=0)
+    for _ in range(_MAX_STEPS):
+        if np.abs(step).max(initial=0) < _TOLERANCE:
             break
-    return Forecast(means, variances, control, m, a, b)
+        image = matrix(direction)
+        length = size / np.maximum((direction * image).sum(axis=0), _TINY**2)
+        solution = solution + length * direction
+        residual = residual - length * image
+        step = residual / diagonal
+        before, size = size, (residual * step).sum(axis=0)
+        direction = step + size / np.maximum(before, _TINY**2) * direction
+    return solution
 
 
 def _share(variance: float, noise: np.ndarray) -> np.ndarray:

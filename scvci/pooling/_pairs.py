@@ -55,6 +55,14 @@ class Pairs:
     def _code(self) -> np.ndarray:
         return self.stratum.astype(np.int64) * self.n_treatments + self.treatment
 
+    @cached_property
+    def _by_stratum(self) -> sparse.csr_matrix:
+        return _indicator(self.stratum, self.n_strata)
+
+    @cached_property
+    def _by_treatment(self) -> sparse.csr_matrix:
+        return _indicator(self.treatment, self.n_treatments)
+
     def rows(self, stratum: np.ndarray | int, treatment: np.ndarray | int) -> np.ndarray:
         """Row of each pair; −1 where it is not measured or a code is −1.
 
@@ -86,11 +94,11 @@ class Pairs:
 
     def sum_by_stratum(self, values: np.ndarray) -> np.ndarray:
         """Sum rows ``(n_pairs, ...)`` within strata, ``(n_strata, ...)``."""
-        return _indicator(self.stratum, self.n_strata) @ values
+        return self._by_stratum @ values
 
     def sum_by_treatment(self, values: np.ndarray) -> np.ndarray:
         """Sum rows ``(n_pairs, ...)`` within treatments, ``(n_treatments, ...)``."""
-        return _indicator(self.treatment, self.n_treatments) @ values
+        return self._by_treatment @ values
 
 
 def _indicator(code: np.ndarray, n: int) -> sparse.csr_matrix:

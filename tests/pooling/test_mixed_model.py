@@ -11,6 +11,7 @@ from scvci.pooling import (
     EffectVariances,
     PairMeans,
     Pairs,
+    _mixed_model,
     effect_variances,
     forecast,
     pair_means,
@@ -78,7 +79,7 @@ def test_noise_alone_has_no_variance():
 
 
 def test_forecast_is_the_best_linear_prediction():
-    """Backfitting against the conditional mean from the full covariance, gene by gene."""
+    """Parts against the conditional mean from the full covariance, gene by gene."""
     rng = np.random.default_rng(0)
     variances = EffectVariances(common=0.3, treatment=0.4, stratum=0.2, pair=0.1)
     means, _ = _draw(rng, variances, (3, 4, 5), noise=0.15, missing=[(1, 2)])
@@ -193,6 +194,45 @@ def test_shares_of_noise():
     for t, strata in ((0, [0, 1]), (2, [1])):
         mean = np.mean([noise[x, t] + noise[x, 0] for x in strata])
         assert share[t] == pytest.approx(mean / (mean + 0.7))
+
+
+@pytest.mark.parametrize(
+    "variances", [(0.04, 0.09, 0.01, 0.01), (0.05, 0.1, 0, 0), (0, 0.5, 0, 0)]
+)
+def test_parts_solve_the_mixed_model_equations(variances):
+    """Against a direct solution, where noise differs by orders of magnitude."""
+    rng = np.random.default_rng(0)
+    observed = rng.random((12, 30)) < 0.4
+    observed[:, 0] = True
+    pairs = _pairs(observed)
+    value, noise = rng.normal(3, 1, (len(pairs), 3)), np.exp(rng.normal(-4, 2, (len(pairs), 3)))
+    variances = EffectVariances(*variances)
+    fitted = forecast(PairMeans(pairs, value, noise), variances)
+    base = pairs.rows(pairs.stratum, 0)
+    treated = np.flatnonzero(pairs.treatment > 0)
+    x, t = pairs.stratum[treated], pairs.treatment[treated]
+    design = np.hstack([np.ones((len(x), 1)), np.eye(30)[t], np.eye(12)[x]])
+    for gene in range(3):
+        stratum = variances.stratum + noise[pairs.rows(np.arange(12), 0), gene]
+        sizes = np.repeat([variances.common, variances.treatment], [1, 30])
+        scaled = design * np.sqrt(np.concatenate([sizes, stratum]))
+        spread = noise[treated, gene] + variances.pair
+        d = value[treated, gene] - value[base[treated], gene]
+        # Parts are the conditional means of normal variables with these variances.
+        covariance = scaled @ scaled.T + np.diag(spread)
+        cross = design * np.concatenate([sizes, stratum])
+        expected = cross.T @ np.linalg.solve(covariance, d)
+        found = [fitted.common[:, gene], fitted.treatment[:, gene], fitted.stratum[:, gene]]
+        np.testing.assert_allclose(np.concatenate(found), expected, atol=1e-5)
+
+
+def test_genes_are_fitted_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    variances = EffectVariances(0.3, 0.2, 0.1, 0.1)
+    means, _ = _draw(rng, variances, (3, 4, 7), 0.3)
+    whole = _grid(means, variances)
+    monkeypatch.setattr(_mixed_model, "_MAX_NUMBERS", 2 * len(means.pairs))
+    np.testing.assert_allclose(_grid(means, variances), whole, atol=1e-5)
 
 
 def test_thousands_of_pairs_need_no_grid():
