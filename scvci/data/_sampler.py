@@ -36,7 +36,7 @@ class CounterfactualSampler:
     mode
         ``"balanced"``: arms other than the received one, control included, each with the same
         probability among those that have cells in the stratum, and some draws for the others.
-        ``"paper"``: the treatment of a random treated training cell, whatever the stratum; never
+        ``"treated"``: the treatment of a random treated training cell, whatever the stratum; never
         the control, possibly the received treatment (the reference implementation).
     n_reference
         Cells of (x, t′) to draw per cell, with replacement; 0 for none.
@@ -48,7 +48,7 @@ class CounterfactualSampler:
         self,
         cells: Cells,
         statistics: Statistics,
-        mode: Literal["balanced", "paper"] = "balanced",
+        mode: Literal["balanced", "treated"] = "balanced",
         n_reference: int = 0,
         uses_size: bool = True,
     ) -> None:
@@ -70,7 +70,7 @@ class CounterfactualSampler:
         self, stratum: np.ndarray, treatment: np.ndarray, rng: np.random.Generator
     ) -> np.ndarray:
         """Draw t′ for each cell, shape ``(n_cells,)``."""
-        if self.mode == "paper":
+        if self.mode == "treated":
             return rng.choice(self._treated, size=len(treatment))
         return self._arms.draw(stratum, treatment, rng)
 

@@ -12,7 +12,7 @@ from ._module import VCIModule
 from ._presets import PRESETS, build_config
 from ._sizes import DataSizes
 from ._terms import individual_term, latent_divergence
-from ._totals import sample_with_totals
+from ._fixed_totals import sample_with_totals
 
 __all__ = [
     "BACKBONES",

@@ -102,4 +102,4 @@ class ModuleConfig:
     likelihood: LikelihoodName = "nb"
     architecture: Architecture = field(default_factory=Architecture)
     objective: Objective = field(default_factory=Objective)
-    target_sampling: Literal["balanced", "paper"] = "balanced"
+    target_sampling: Literal["balanced", "treated"] = "balanced"

@@ -38,7 +38,7 @@ PAPER = ModuleConfig(
         reduction="mean",
         kl="paper",
     ),
-    target_sampling="paper",
+    target_sampling="treated",
 )
 #: Smallest standard deviation, mean and inverse dispersion of the likelihoods.
 _FLOOR = 1e-3

@@ -129,7 +129,7 @@ def test_strata_draw_from_their_own_arms(rng):
 
 
 def test_paper_targets_follow_the_treated_cells_and_never_the_control(cohort, rng):
-    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True), mode="paper")
+    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True), mode="treated")
     target = sampler.draw_targets(np.zeros(6000, int), np.ones(6000, int), rng)
     treated = cohort.treatment[cohort.indices]
     treated = treated[treated > 0]

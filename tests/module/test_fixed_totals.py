@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNegativeBinomial
 
-from scvci.module._totals import sample_with_totals
+from scvci.module._fixed_totals import sample_with_totals
 
 
 def _distribution(kind, mu, theta=5.0, dropout_logits=-1.0):
