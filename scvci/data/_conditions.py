@@ -306,8 +306,9 @@ def _read_columns(
 ) -> tuple[np.ndarray, list[Condition]]:
     if keys.key not in adata.obs:
         cure = (
-            f"Pass the right one to setup_anndata as treatment_key=. New cells that are untreated "
-            f"need one, too: add obs[{keys.key!r}] = {keys.control!r}."
+            f"If these cells are untreated, add obs[{keys.key!r}] = {keys.control!r}; nothing is "
+            "taken for the control unasked. If the column has another name, rename it, or set up "
+            "with treatment_key=."
         )
         raise KeyError(missing_key_message(adata, keys.key, "treatment_key", cure))
     codes, labels = read_labels(adata.obs[keys.key], keys.key, rows)
@@ -318,8 +319,8 @@ def _read_columns(
         judged = treated if rows is None else treated[rows]
         if judged.any():
             cure = (
-                f"Treated cells need their dose; pass the right column to setup_anndata as "
-                f"dose_key=, or add obs[{keys.dose_key!r}]. Untreated cells need none."
+                f"Treated cells need their dose: add obs[{keys.dose_key!r}], or set up with "
+                "dose_key=. Untreated cells need none."
             )
             raise KeyError(missing_key_message(adata, keys.dose_key, "dose_key", cure))
         return np.where(treated, -1, codes), [

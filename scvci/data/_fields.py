@@ -304,13 +304,21 @@ class CovariateField(CodesField):
             Cells that need a label; ``None`` for all.
         """
         columns = []
+        what = "batch" if self.argument == "batch_key" else "stratum"
         for key in self.covariate_keys:
             if key not in adata.obs:
-                raise KeyError(missing_key_message(adata, key, self.argument))
+                cure = (
+                    f"Cells need it to be placed in a {what}: add obs[{key!r}], or set up with "
+                    f"{self.argument}=."
+                )
+                raise KeyError(missing_key_message(adata, key, self.argument, cure))
             columns.append(read_labels(adata.obs[key], key, rows))
         for key, edges in self.edges.items():
             if key not in adata.obs:
-                raise KeyError(missing_key_message(adata, key, "continuous_covariate_keys"))
+                cure = f"Cells need it to be placed in a stratum: add obs[{key!r}]."
+                raise KeyError(
+                    missing_key_message(adata, key, "continuous_covariate_keys", cure)
+                )
             bins = np.digitize(adata.obs[key].to_numpy(dtype=float), np.asarray(edges))
             columns.append((bins, [f"{key} q{i + 1}" for i in range(len(edges) + 1)]))
         return columns or [(np.zeros(adata.n_obs, dtype=np.int64), [self.SINGLE_LEVEL])]

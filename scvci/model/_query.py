@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
+from scvci.data import Cells
 from scvci.data._extension import align_genes, extend_registry
 from scvci.module import extend_weights
 
@@ -62,6 +63,8 @@ class QueryMixin(SavingMixin, TrainingMixin):
             raise RuntimeError("The reference model is not trained; call its train() first.")
         cells = align_genes(adata, reference.genes)
         registry = extend_registry(reference.registry, cells)
+        # Before anything is written.
+        Cells.from_registry(cells, registry).check_expression(reference.is_count)
         cls.setup_anndata(cells, source_registry=registry, **registry["setup_args"])
         params = reference.init_params_["non_kwargs"]
         model = cls(cells, **{**params, "seed": reference.seed_})
