@@ -336,7 +336,7 @@ def resolve_indices(adata: AnnData, indices: Any) -> np.ndarray:
         rows = adata.obs_names.get_indexer(pd.Index(indices))
         if (rows < 0).any():
             raise KeyError(
-                f"Cell {indices[int(np.argmax(rows < 0))]!r} is not in adata.obs_names."
+                f"Cell {str(indices[int(np.argmax(rows < 0))])!r} is not in adata.obs_names."
             )
         return rows.astype(np.int64)
     rows = indices.astype(np.int64)

@@ -313,11 +313,11 @@ def _read_columns(
         raise KeyError(missing_key_message(adata, keys.key, "treatment_key", cure))
     codes, labels = read_labels(adata.obs[keys.key], keys.key, rows)
     if keys.dose_key is None:
-        return codes, [parse_label(label, None, keys) for label in labels]
+        judged = _judged(codes, rows)
+        return encode(codes, judged), [parse_label(labels[i], None, keys) for i in judged]
     treated = np.array([label not in keys.controls for label in labels] + [False])[codes]
     if keys.dose_key not in adata.obs:
-        judged = treated if rows is None else treated[rows]
-        if judged.any():
+        if (treated if rows is None else treated[rows]).any():
             cure = (
                 f"Treated cells need their dose: add obs[{keys.dose_key!r}], or set up with "
                 "dose_key=. Untreated cells need none."
@@ -329,13 +329,17 @@ def _read_columns(
     dose_codes, doses = pd.factorize(adata.obs[keys.dose_key], use_na_sentinel=False)
     # The control has no dose, whatever its column says.
     pair = np.where(codes < 0, -1, codes * len(doses) + np.where(treated, dose_codes, 0))
-    judged = np.unique(pair if rows is None else pair[rows])
-    judged = judged[judged >= 0]
+    judged = _judged(pair, rows)
     conditions = [
         parse_label(labels[code // len(doses)], doses[code % len(doses)], keys) for code in judged
     ]
-    # Cells that are not judged may have what cannot be read.
     return encode(pair, judged), conditions
+
+
+def _judged(codes: np.ndarray, rows: np.ndarray | None) -> np.ndarray:
+    """Codes of the cells in question; the other cells may have what cannot be read."""
+    judged = np.unique(codes if rows is None else codes[rows])
+    return judged[judged >= 0]
 
 
 def _read_matrix(
