@@ -5,6 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from scvci.data import Cells, Condition, TreatmentKeys, Treatments
+from scvci.data._validation import get_matrix
 from scvci.model import VCI
 
 if TYPE_CHECKING:
@@ -38,3 +42,35 @@ def without_layers(data: AnnData) -> AnnData:
         del copy.layers[name]
     copy.uns.pop("scvci", None)
     return copy
+
+
+def table_of_cells(
+    adata: AnnData,
+    treatment: np.ndarray,
+    stratum: np.ndarray,
+    n_treatments: int,
+    n_strata: int,
+    rows: np.ndarray | None = None,
+    **values: Any,
+) -> Cells:
+    """A table of cells under given codes, all in question unless ``rows`` says otherwise.
+
+    ``values`` are further attributes of the table, such as ``layer`` or ``size_factor``.
+    """
+    members = [f"drug{i:05d}" for i in range(1, n_treatments)]
+    return Cells(
+        adata=adata,
+        rows=np.arange(adata.n_obs) if rows is None else rows,
+        treatments=Treatments.from_conditions(
+            [Condition((member,), (1.0,)) for member in members],
+            TreatmentKeys("treatment", ("control",)),
+        ),
+        genes=adata.var_names.to_numpy(),
+        matrix=get_matrix(adata, values.get("layer")),
+        columns=None,
+        treatment=treatment,
+        stratum=stratum,
+        covariates=stratum[:, None],
+        strata=[f"stratum{i}" for i in range(n_strata)],
+        **values,
+    )

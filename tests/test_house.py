@@ -6,28 +6,60 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
+import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 import scvci
+from scvci.model import VCI
+from scvci.module import BACKBONES, COVARIATE_TERMS, DOSE_RESPONSES, LIKELIHOODS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PACKAGE = Path(scvci.__file__).parent
-PUBLIC = ["data", "datasets", "effects", "metrics", "model", "module", "pl", "pooling", "train"]
-#: Which folders a folder may import from; everything may use metrics.
+API = PACKAGE.parent / "docs" / "api.md"
+PUBLIC = sorted(set(scvci.__all__) - {"__version__"})
+#: Which folders a folder may import from.
 ALLOWED = {
-    "data": {"pooling"},
-    "datasets": set(),
-    "effects": set(),
-    # `evaluate` reads AnnData by the same names and errors; the metrics themselves take arrays.
-    "metrics": {"data"},
     "pooling": set(),
+    "effects": set(),
+    # `evaluate` reads AnnData by the same names and with the same errors.
+    "metrics": {"data"},
+    "datasets": set(),
+    "data": {"pooling"},
+    # Names of tensors only, see below.
     "module": {"data"},
-    "train": {"module"},
-    "model": {"train", "module", "data", "effects", "pooling"},
-    "pl": {"model"},
-    "cli": {"model", "data", "datasets", "pl"},
+    "train": {"data", "module"},
+    "model": {"data", "module", "pooling", "train"},
+    "tl": {"data", "effects", "metrics", "model", "module", "pooling", "train"},
+    "pl": {"data", "model", "module", "pooling", "tl", "train"},
+    "cli": {"data", "datasets", "effects", "metrics", "model", "module", "pl", "pooling", "tl"},
 }
+#: Files that belong to no folder.
+SHARED = {"_names", "_version"}
+#: Settings that name a kind; what follows from them is said by the kind itself.
+KIND_SETTINGS = {"architecture": "kind", "config": "likelihood", "objective": "covariate_term"}
+LONG_FILE = 400
+
+
+def _trees(folder: str = "") -> Iterator[tuple[Path, ast.Module]]:
+    for path in sorted((PACKAGE / folder).rglob("*.py")):
+        yield path, ast.parse(path.read_text())
+
+
+def _nodes(kind: type | tuple[type, ...], folder: str = "") -> Iterator[tuple[str, ast.AST]]:
+    """Nodes of some kinds and where they are."""
+    for path, tree in _trees(folder):
+        for node in ast.walk(tree):
+            if isinstance(node, kind):
+                yield f"{path.relative_to(PACKAGE)}:{node.lineno}", node
+
+
+# -- what is public -------------------------------------------------------------------------------
 
 
 def _public_objects():
@@ -52,21 +84,119 @@ def test_public_objects_are_documented(name, item):
                 assert parameter in doc, f"{name} does not document {parameter}"
 
 
+def _documented(text: str) -> set[str]:
+    """Full names that the directives of a page document, whatever their style.
+
+    Read are ``automodule`` with its members, ``autoclass``, ``autofunction`` and the like, and the
+    entries of ``autosummary``; names may be relative to a ``currentmodule``.
+    """
+    names: set[str] = set()
+    module, directive, members = "scvci", "", None
+
+    def full(name: str) -> str:
+        return name if name.startswith("scvci.") else f"{module}.{name}"
+
+    def close() -> None:
+        if directive == "automodule" and members is not None:
+            given = members or ", ".join(importlib.import_module(module).__all__)
+            names.update(f"{module}.{member}" for member in re.findall(r"\w+", given))
+
+    for line in [*text.splitlines(), ".. end::"]:
+        start = re.match(r"\s*\.\. ([\w:]+)::\s*(\S*)", line)
+        option = re.match(r"\s+:(\w[\w-]*):\s*(.*)", line)
+        if start:
+            close()
+            directive, members = start[1], None
+            if directive in ("automodule", "currentmodule", "module", "py:currentmodule"):
+                module = start[2]
+            elif directive.startswith("auto") and directive != "autosummary":
+                names.add(full(start[2]))
+        elif option and option[1] == "members":
+            members = option[2]
+        elif directive == "autosummary" and re.fullmatch(r"\s+~?[\w.]+", line):
+            names.add(full(line.strip().lstrip("~")))
+        elif members is not None and re.fullmatch(r"\s+[\w, ]+", line):
+            members += f" {line.strip()}"  # a list that goes on
+    return names
+
+
+def test_the_page_of_the_api_is_read_in_any_style():
+    text = """
+.. automodule:: scvci.train
+   :members:
+   :imported-members:
+
+.. automodule:: scvci.data
+   :members: Cells, Condition,
+      Treatments
+
+.. currentmodule:: scvci
+
+.. autosummary::
+   :toctree: generated
+
+   tl.evaluate
+   ~scvci.pl.forest
+
+.. autoclass:: scvci.model.VCI
+   :members: train, save
+.. autofunction:: tl.check_overlap
+"""
+    assert _documented(text) == {
+        "scvci.train.RestoreBest",
+        "scvci.train.VCITrainingPlan",
+        "scvci.data.Cells",
+        "scvci.data.Condition",
+        "scvci.data.Treatments",
+        "scvci.tl.evaluate",
+        "scvci.pl.forest",
+        "scvci.model.VCI",
+        "scvci.tl.check_overlap",
+    }
+
+
+@pytest.mark.skipif(not API.exists(), reason="the documentation is not beside the tests")
+@pytest.mark.parametrize("folder", PUBLIC)
+def test_what_is_exported_is_what_the_documentation_lists(folder):
+    # Parts of a private file, such as the kinds of a setting, may be shown beside what is public.
+    pattern = re.compile(rf"scvci\.{folder}\.([A-Za-z]\w*)")
+    documented = {
+        match[1] for match in map(pattern.fullmatch, _documented(API.read_text())) if match
+    }
+    exported = set(importlib.import_module(f"scvci.{folder}").__all__)
+    assert exported - documented == set(), "exported, but not documented"
+    assert documented - exported == set(), "documented, but not exported"
+
+
+def test_no_function_is_taken_for_a_test():
+    # Lightning's and scvi-tools' names.
+    hooks = {"test_dataloader", "test_indices"}
+    for where, node in _nodes(ast.FunctionDef):
+        assert node.name in hooks or not node.name.startswith("test_"), where
+
+
+# -- the folders ----------------------------------------------------------------------------------
+
+
+def test_every_folder_has_a_place():
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(ALLOWED)
+
+
 @pytest.mark.parametrize("folder", sorted(ALLOWED))
 def test_imports_run_one_way(folder):
-    for path in (PACKAGE / folder).glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("scvci."):
-                source = node.module.split(".")[1]
-                assert source in ALLOWED[folder] | {folder, "metrics", "_version", "_names"} or (
-                    # Names of tensors are shared constants.
-                    node.module == "scvci.data" and node.names[0].name == "_constants"
-                ), f"{path.name} imports {node.module}"
-
-
-def test_files_are_short():
-    for path in PACKAGE.rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 400, path.name
+    for where, node in _nodes((ast.Import, ast.ImportFrom), folder):
+        if isinstance(node, ast.Import):
+            assert not [a for a in node.names if a.name.split(".")[0] == "scvci"], where
+            continue
+        assert node.level < 2, f"{where} names another folder by dots"
+        parts = (node.module or "").split(".")
+        if node.level or parts[0] != "scvci":
+            continue
+        assert len(parts) > 1, f"{where} imports the whole package"
+        assert parts[1] in ALLOWED[folder] | {folder} | SHARED, f"{where} imports {node.module}"
+        if (folder, parts[1]) == ("module", "data"):
+            assert [a.name for a in node.names] == ["_constants"], f"{where} imports {node.module}"
 
 
 def test_every_module_imports():
@@ -75,8 +205,68 @@ def test_every_module_imports():
             importlib.import_module(module.name)
 
 
+def test_long_files_are_told():
+    """A hint: a file is split where a seam is."""
+    for path, _ in _trees():
+        n = len(path.read_text().splitlines())
+        if n > LONG_FILE:
+            warnings.warn(f"{path.relative_to(PACKAGE)} has {n} lines.", UserWarning, stacklevel=1)
+
+
+# -- classes --------------------------------------------------------------------------------------
+
+
+def test_the_model_is_made_of_few_classes():
+    ours = [cls for cls in VCI.__mro__ if cls.__module__.split(".")[0] == "scvci"]
+    assert len(ours) <= 6, ours
+
+
+def test_mixins_do_not_declare_the_methods_of_others():
+    """What a mixin calls is in a class that it inherits from."""
+    for where, node in _nodes(ast.ClassDef, "model"):
+        if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+            continue
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign):
+                assert "Callable" not in ast.unparse(item.annotation), f"{where}: {node.name}"
+
+
+def _kinds() -> dict[str, str]:
+    """File in which each kind, and each class of ours that it inherits from, is defined."""
+    tables = (BACKBONES, COVARIATE_TERMS, DOSE_RESPONSES, LIKELIHOODS)
+    classes = {base for table in tables for kind in table.values() for base in kind.__mro__}
+    return {
+        cls.__name__: inspect.getsourcefile(cls)
+        for cls in classes
+        if cls.__module__.split(".")[0] == "scvci"
+    }
+
+
+def test_no_class_of_a_kind_is_asked_for_outside_its_file():
+    kinds = _kinds()
+    assert {"EffectBackbone", "Likelihood"} <= set(kinds)
+    for where, node in _nodes(ast.Call):
+        if getattr(node.func, "id", "") not in ("isinstance", "issubclass"):
+            continue
+        asked = {n.id for n in ast.walk(node.args[1]) if isinstance(n, ast.Name)}
+        asked |= {n.attr for n in ast.walk(node.args[1]) if isinstance(n, ast.Attribute)}
+        file = str(PACKAGE / where.split(":")[0])
+        assert not [name for name in asked & set(kinds) if kinds[name] != file], where
+
+
+def test_no_kind_is_told_by_its_name():
+    """What follows from ``architecture.kind`` and its like is said by the kind's own class."""
+    for where, node in _nodes((ast.Compare, ast.Match)):
+        compared = (
+            [node.subject] if isinstance(node, ast.Match) else [node.left, *node.comparators]
+        )
+        for part in compared:
+            if isinstance(part, ast.Attribute):
+                holder = ast.unparse(part.value).split(".")[-1]
+                assert KIND_SETTINGS.get(holder) != part.attr, where
+
+
 def test_no_warning_is_raised_as_an_exception():
-    for path in PACKAGE.rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
-                assert getattr(node.exc.func, "id", "") not in {"Warning", "UserWarning"}
+    for where, node in _nodes(ast.Raise):
+        if isinstance(node.exc, ast.Call):
+            assert getattr(node.exc.func, "id", "") not in {"Warning", "UserWarning"}, where

@@ -5,28 +5,30 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from anndata import AnnData
+from helpers import table_of_cells
 from scipy import stats
 
-from scvci.data import Cohort, CounterfactualSampler, compute_statistics, split_cells
+from scvci.data import CounterfactualSampler, compute_statistics
 from scvci.data import _constants as keys
 
 
 @pytest.fixture
-def cohort(adata):
+def cells(adata):
     treatment = adata.obs["treatment"].cat.codes.to_numpy().astype(int)
     stratum = adata.obs["cell_type"].cat.codes.to_numpy().astype(int)
     # (stratum 0, treatment 2) has no cells.
     treatment[(stratum == 0) & (treatment == 2)] = 1
-    return Cohort(adata, "counts", np.arange(0, adata.n_obs, 2), treatment, stratum, 3, 3)
+    rows = np.arange(0, adata.n_obs, 2)
+    return table_of_cells(adata, treatment, stratum, 3, 3, rows, layer="counts")
 
 
-def test_statistics_against_direct_computation(cohort):
-    statistics = compute_statistics(cohort, uses_size=True)
-    x = cohort.adata.layers["counts"].toarray()[cohort.indices].astype(float)
+def test_statistics_against_direct_computation(cells):
+    statistics = compute_statistics(cells, uses_size=True)
+    x = cells.adata.layers["counts"].toarray()[cells.rows].astype(float)
     size = x.sum(1)
     assert statistics.reference_size == np.median(size)
     scaled = x / size[:, None] * np.median(size)
-    stratum, treatment = cohort.stratum[cohort.indices], cohort.treatment[cohort.indices]
+    stratum, treatment = cells.stratum[cells.rows], cells.treatment[cells.rows]
     assert len(statistics.pairs) == 8
     for pair in np.ndindex(3, 3):
         rows = scaled[(stratum == pair[0]) & (treatment == pair[1])]
@@ -41,23 +43,23 @@ def test_statistics_against_direct_computation(cohort):
     np.testing.assert_allclose(statistics.mean_rate, (x / size[:, None]).mean(0))
 
 
-def test_references_come_from_the_pair_and_from_training_cells(cohort, rng):
+def test_references_come_from_the_pair_and_from_training_cells(cells, rng):
     sampler = CounterfactualSampler(
-        cohort, compute_statistics(cohort, True), n_reference=4, uses_size=True
+        cells, compute_statistics(cells, True), n_reference=4, uses_size=True
     )
-    rows = np.arange(cohort.adata.n_obs)
+    rows = np.arange(cells.adata.n_obs)
     batch = sampler(rows, rng)
     target = batch[keys.TARGET_KEY].ravel()
     statistics = sampler.statistics
-    pair = statistics.pairs.rows(cohort.stratum[rows], target)
+    pair = statistics.pairs.rows(cells.stratum[rows], target)
     drawn = sampler.draw_references(pair, rng)
     supported = batch[keys.SUPPORTED_KEY].ravel() > 0
     assert supported.any()
     assert not supported.all()
-    np.testing.assert_array_equal(supported, (cohort.stratum[rows] > 0) | (target != 2))
-    assert np.isin(drawn[supported], cohort.indices).all()
+    np.testing.assert_array_equal(supported, (cells.stratum[rows] > 0) | (target != 2))
+    assert np.isin(drawn[supported], cells.rows).all()
     np.testing.assert_array_equal(
-        statistics.pairs.rows(cohort.stratum[drawn], cohort.treatment[drawn])[supported],
+        statistics.pairs.rows(cells.stratum[drawn], cells.treatment[drawn])[supported],
         np.repeat(pair[supported, None], 4, axis=1),
     )
     size = batch[keys.REFERENCE_KEY].sum(-1)[supported]
@@ -66,8 +68,8 @@ def test_references_come_from_the_pair_and_from_training_cells(cohort, rng):
     np.testing.assert_allclose(batch[keys.REFERENCE_MEAN_KEY], expected, rtol=1e-6)
 
 
-def test_balanced_targets_include_the_control_and_never_the_received_treatment(cohort, rng):
-    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True))
+def test_balanced_targets_include_the_control_and_never_the_received_treatment(cells, rng):
+    sampler = CounterfactualSampler(cells, compute_statistics(cells, True))
     stratum, treatment = np.ones(9000, dtype=int), np.repeat([0, 1, 2], 3000)
     target = sampler.draw_targets(stratum, treatment, rng)
     assert (target != treatment).all()
@@ -77,8 +79,8 @@ def test_balanced_targets_include_the_control_and_never_the_received_treatment(c
         assert stats.chisquare(observed).pvalue > 1e-4
 
 
-def test_arms_without_cells_are_drawn_less_often(cohort, rng):
-    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True))
+def test_arms_without_cells_are_drawn_less_often(cells, rng):
+    sampler = CounterfactualSampler(cells, compute_statistics(cells, True))
     target = sampler.draw_targets(np.zeros(8000, int), np.zeros(8000, int), rng)
     # 0.2 against 0.8 / 2 for the one supported arm besides the received control
     assert (target == 2).mean() == pytest.approx(0.2 / (0.2 + 0.4), abs=0.03)
@@ -97,11 +99,11 @@ def test_arms_without_cells_are_drawn_less_often(cohort, rng):
 def test_frequencies_of_targets_are_the_exact_probabilities(supported, rng):
     """0.8 / 0.2 among arms with and without cells, over all but the received arm."""
     supported = np.array(supported)
-    cells = np.flatnonzero(supported).repeat(5)
-    adata = AnnData(np.ones((len(cells), 2), dtype=np.float32))
-    strata = np.zeros(len(cells), dtype=int)
-    cohort = Cohort(adata, None, np.arange(len(cells)), cells, strata, len(supported), 1)
-    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True))
+    arms = np.flatnonzero(supported).repeat(5)
+    adata = AnnData(np.ones((len(arms), 2), dtype=np.float32))
+    strata = np.zeros(len(arms), dtype=int)
+    cells = table_of_cells(adata, arms, strata, len(supported), 1)
+    sampler = CounterfactualSampler(cells, compute_statistics(cells, True))
     share = np.where(supported, 0.8 / supported.sum(), 0.2 / max((~supported).sum(), 1))
     for received in range(len(supported)):
         expected = np.where(np.arange(len(share)) == received, 0, share)
@@ -119,8 +121,8 @@ def test_strata_draw_from_their_own_arms(rng):
     """Whether arms have cells differs between the strata of a batch."""
     treatment, stratum = np.array([0, 1, 0, 2]), np.array([0, 0, 1, 1])
     adata = AnnData(np.ones((4, 2), dtype=np.float32))
-    cohort = Cohort(adata, None, np.arange(4), treatment, stratum, 3, 2)
-    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True))
+    cells = table_of_cells(adata, treatment, stratum, 3, 2)
+    sampler = CounterfactualSampler(cells, compute_statistics(cells, True))
     x = rng.integers(2, size=20000)
     target = sampler.draw_targets(x, np.zeros(20000, int), rng)
     assert (target[x == 0] == 1).mean() == pytest.approx(0.4 / 0.6, abs=0.02)
@@ -128,37 +130,11 @@ def test_strata_draw_from_their_own_arms(rng):
     assert (target > 0).all()
 
 
-def test_paper_targets_follow_the_treated_cells_and_never_the_control(cohort, rng):
-    sampler = CounterfactualSampler(cohort, compute_statistics(cohort, True), mode="treated")
+def test_paper_targets_follow_the_treated_cells_and_never_the_control(cells, rng):
+    sampler = CounterfactualSampler(cells, compute_statistics(cells, True), mode="treated")
     target = sampler.draw_targets(np.zeros(6000, int), np.ones(6000, int), rng)
-    treated = cohort.treatment[cohort.indices]
+    treated = cells.treatment[cells.rows]
     treated = treated[treated > 0]
     assert (target > 0).all()
     assert (target == 1).any()
     assert (target == 1).mean() == pytest.approx((treated == 1).mean(), abs=0.03)
-
-
-def test_split_is_stratified_and_keeps_a_training_cell_per_group(rng):
-    group = np.repeat([0, 1, 2, 3], [200, 50, 10, 1])
-    train, validation, test = split_cells(group, 0.8, 0.1, rng)
-    joined = np.sort(np.concatenate([train, validation, test]))
-    np.testing.assert_array_equal(joined, np.arange(261))
-    for g, n in ((0, 200), (1, 50), (2, 10)):
-        assert abs((group[train] == g).sum() - 0.8 * n) <= 1
-    assert 260 in train
-    again = split_cells(group, 0.8, 0.1, np.random.default_rng(0))
-    np.testing.assert_array_equal(
-        again[0], split_cells(group, 0.8, 0.1, np.random.default_rng(0))[0]
-    )
-
-
-def test_split_without_rest_has_no_test_cells(rng):
-    train, validation, test = split_cells(np.zeros(101, int), 0.9, None, rng)
-    assert len(test) == 0
-    assert len(validation) in (10, 11)
-
-
-@pytest.mark.parametrize(("train", "validation"), [(0.0, None), (1.2, None), (0.9, 0.2)])
-def test_impossible_splits_are_refused(train, validation):
-    with pytest.raises(ValueError, match="train_size"):
-        split_cells(np.zeros(10, int), train, validation)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from anndata import AnnData
+from helpers import table_of_cells
 from scipy import sparse
 
-from scvci.data import Cohort, compute_statistics
+from scvci.data import compute_statistics
 
 _N_CELLS, _N_PAIRS = 4000, 4
 
@@ -21,8 +22,8 @@ def _statistics(theta: np.ndarray, mean: np.ndarray, seed: int):
     counts = rng.poisson(rate * rng.gamma(theta, 1 / theta, size=rate.shape))
     adata = AnnData(sparse.csr_matrix(counts, dtype=np.float32))
     codes = np.zeros(_N_CELLS, dtype=np.int64)
-    cohort = Cohort(adata, None, np.arange(_N_CELLS), pair, codes, _N_PAIRS, 1, size_factor=size)
-    return compute_statistics(cohort, uses_size=True)
+    cells = table_of_cells(adata, pair, codes, _N_PAIRS, 1, size_factor=size)
+    return compute_statistics(cells, uses_size=True)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])

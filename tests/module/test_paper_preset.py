@@ -68,7 +68,6 @@ def test_weights_have_no_prior_and_features_are_not_centred(module):
         reference_size=2.0,
         mean_rate=np.full(G, 0.1),
         feature_mean=np.ones(G),
-        feature_scale=np.ones(G),
         continuous=(np.zeros(0), np.ones(0)),
         effect_variances=(0.1, 0.1, 0.1, 0.1, 0.1),
         n_cells=100,

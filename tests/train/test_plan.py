@@ -15,7 +15,7 @@ from scvci.train import RestoreBest, VCITrainingPlan
 
 def _plan(term="moments", n_epochs=4, **settings):
     torch.manual_seed(0)
-    sizes = DataSizes(5, np.eye(3)[:, 1:], 0, [2], n_continuous=0, n_strata=2)
+    sizes = DataSizes(5, np.eye(3)[:, 1:], 0, [2], n_continuous=0)
     config = build_config("default", objective={"covariate_term": term})
     plan = VCITrainingPlan(VCIModule(sizes, config), **settings)
     plan.trainer = SimpleNamespace(max_epochs=n_epochs)
