@@ -152,11 +152,7 @@ def estimate_effects(
         "min_cells": min_cells,
         "moderated": moderated,
     }
-    if estimator in (None, "observed"):
-        table = comparison.estimate(targets, base, estimator="observed", **options)
-        if estimator is None and model is not None and model.is_trained_:
-            table = _extrapolate(table, comparison, model, options)
-    else:
+    if estimator in ("robust", "plugin"):
         assert model is not None
         if estimator == "robust":
             predict = cross_fitted(model, comparison, n_folds, show_progress, train_kwargs)
@@ -168,6 +164,10 @@ def estimate_effects(
                 [t], base, estimator=estimator, predict=predict, **options
             ),
         )
+    else:
+        table = comparison.estimate(targets, base, estimator=estimator or "observed", **options)
+        if estimator is None and model is not None and model.is_trained_:
+            table = _extrapolate(table, comparison, model, options)
     table.attrs |= {"scale": scale, "estimand": estimand, "level": level}
     return table
 
