@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scvi import REGISTRY_KEYS, settings
 from scvi.data import AnnDataManager
+from scvi.data._utils import _assign_adata_uuid
 from scvi.data.fields import LayerField, NumericalJointObsField, NumericalObsField
 
 from scvci.data import _constants as keys
@@ -245,6 +246,10 @@ class VCI(QueryMixin, PredictionMixin):
                 batches.prepare(adata)
         if is_new:
             _check_design(adata, treatment, covariates)
+        known = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
+        if known is not None and known.adata is not adata and not adata.is_view:
+            # A copy that is set up anew is no copy: the original keeps its own registry.
+            _assign_adata_uuid(adata, overwrite=True)
         manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
         manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
