@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import scvi
 import torch
+from helpers import train
 
 import scvci
 
@@ -59,6 +60,24 @@ def trained():
         warnings.simplefilter("ignore")
         model.train(max_epochs=8, enable_progress_bar=False, accelerator="cpu")
     return model, data
+
+
+@pytest.fixture(scope="session")
+def screen():
+    """A model of a screen with doses and combinations, with little training; do not change it."""
+    adata = scvci.datasets.simulate_screen(
+        n_cells=900,
+        n_genes=30,
+        n_members=3,
+        doses=(0.1, 1.0, 10.0),
+        n_combinations=2,
+        n_features=2,
+        seed=0,
+    )
+    features = adata.uns["simulation"]["features"]
+    features.loc["new"] = features.to_numpy()[0]
+    setup = {"dose_key": "dose", "separator": "+", "treatment_embeddings": features}
+    return train(adata, max_epochs=8, **setup)
 
 
 @pytest.fixture

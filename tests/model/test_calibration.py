@@ -41,14 +41,14 @@ def _means_under_treatment(model, adata, share, monkeypatch):
     monkeypatch.setattr(_shift_solver, "_forecast_weight", lambda s, _: np.full_like(s, share))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+        model._after_training(model.cells(), np.random.default_rng(0))
         model.predict_counterfactual(library_size=1e4)
     strata = adata.obs["cell_type"].cat.categories
     return {x: _mean(adata, "counterfactual_IFNb", x) for x in strata}
 
 
-def _forecast(model, adata, strata, treatment):
-    statistics = compute_statistics(model._cohort(np.arange(adata.n_obs)), uses_size=True)
+def _forecast(model, strata, treatment):
+    statistics = compute_statistics(model.cells(), uses_size=True)
     means = _calibration_fit.measured_means(model.module, statistics)
     codes = np.array([model.strata.index(x) for x in strata])
     treatments = np.full_like(codes, model.treatments.index(treatment))
@@ -59,7 +59,7 @@ def test_a_pair_without_cells_is_half_way_to_the_forecast(fitted, monkeypatch):
     model, adata = fitted
     shares = (0.0, 0.5, 1.0)
     means = {s: _means_under_treatment(model, adata, s, monkeypatch)["B"] for s in shares}
-    (expected,) = _forecast(model, adata, ["B"], "IFNb")
+    (expected,) = _forecast(model, ["B"], "IFNb")
     gap = np.abs(means[0.0] - means[1.0]).max()
     assert gap > 0.05
     # The whole moves a little, as the forecast has another total; nor is the fixed point run to
@@ -72,7 +72,7 @@ def test_a_pair_without_cells_is_half_way_to_the_forecast(fitted, monkeypatch):
 
 def test_forecasts_weigh_a_third_without_cells_and_a_half_with_them(fitted, monkeypatch):
     """And more by the share of noise in the measured effects."""
-    model, adata = fitted
+    model, _ = fitted
     asked, weight_of = {}, _shift_solver._forecast_weight
 
     def record(share, least):
@@ -82,7 +82,7 @@ def test_forecasts_weigh_a_third_without_cells_and_a_half_with_them(fitted, monk
         return weight_of(share, least)
 
     monkeypatch.setattr(_shift_solver, "_forecast_weight", record)
-    model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+    model._after_training(model.cells(), np.random.default_rng(0))
     n_pairs = len(model.strata) * len(model.treatments)
     assert asked == {1 / 2: n_pairs - 1}
     calibration, ifn = model.calibration, model.treatments.index("IFNb")
@@ -114,15 +114,15 @@ def test_a_measured_pair_with_all_the_share_has_the_forecast_mean(fitted, monkey
     model, adata = fitted
     _means_under_treatment(model, adata, 1.0, monkeypatch)
     strata = ("CD4 T", "CD14 Mono")
-    for stratum, expected in zip(strata, _forecast(model, adata, strata, "IFNb"), strict=True):
+    for stratum, expected in zip(strata, _forecast(model, strata, "IFNb"), strict=True):
         off = _mean(adata, "counterfactual_IFNb", stratum) - expected
         # Shares of one total: all move together where logs of means do not sum to it.
         assert np.abs(off - np.median(off)).max() < 0.02
 
 
 def test_a_pair_without_cells_is_predicted_after_loading_without_cells(fitted, tmp_path):
-    model, adata = fitted
-    model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+    model, _ = fitted
+    model._after_training(model.cells(), np.random.default_rng(0))
     model.save(tmp_path / "model")
     loaded = VCI.load(tmp_path / "model", adata=False, accelerator="cpu")
     for t in range(len(model.treatments)):
@@ -150,11 +150,11 @@ def test_the_number_of_cells_falls_with_the_number_of_arms():
 
 
 def test_chunks_of_arms_give_what_all_arms_give(fitted, monkeypatch):
-    model, adata = fitted
+    model, _ = fitted
     shifts = []
     for most in (_stratum_cells._MAX_NUMBERS, 1):
         monkeypatch.setattr(_stratum_cells, "_MAX_NUMBERS", most)
-        model._after_training(np.arange(adata.n_obs), np.random.default_rng(0))
+        model._after_training(model.cells(), np.random.default_rng(0))
         shifts.append(model.calibration.shift)
     np.testing.assert_allclose(*shifts, atol=1e-5)
 
@@ -162,8 +162,8 @@ def test_chunks_of_arms_give_what_all_arms_give(fitted, monkeypatch):
 def test_batches_are_drawn_in_the_proportions_of_each_pair():
     stratum, treatment = np.zeros(60, dtype=int), np.repeat([0, 1], [40, 20])
     batch = np.concatenate([np.repeat([0, 1], [30, 10]), np.full(20, 2)])
-    reader = SimpleNamespace(stratum=stratum, treatment=treatment, batch=batch)
+    cells = SimpleNamespace(rows=np.arange(60), stratum=stratum, treatment=treatment, batch=batch)
     pairs, _ = Pairs.count(stratum, treatment, 1, 2)
-    batches = _stratum_cells.PairBatches.of(reader, np.arange(60), pairs)
+    batches = _stratum_cells.PairBatches.of(cells, pairs)
     drawn = batches.draw(np.array([1, 0]), 20, np.random.default_rng(0))
     np.testing.assert_array_equal(np.sort(drawn), [[2] * 20, [0] * 15 + [1] * 5])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from helpers import train
 
+from scvci.data import CounterfactualSampler, compute_statistics
 from scvci.data import _constants as keys
 from scvci.datasets import simulate_screen
 from scvci.model import VCI
@@ -74,15 +75,14 @@ def test_a_counterfactual_stays_in_its_batch_or_moves(batched):
 
 
 def test_targets_come_in_batches_of_the_pair(batched):
-    batched.module.eval()
-    _, sampler = batched._prepare(np.arange(batched.adata.n_obs))
+    cells = batched.cells()
+    sampler = CounterfactualSampler(cells, compute_statistics(cells, uses_size=True))
     rows = np.arange(300)
     batch = sampler(rows, np.random.default_rng(0))
     target, drawn = batch[keys.TARGET_KEY][:, 0], batch[keys.TARGET_BATCH_KEY][:, 0]
-    cohort = sampler.cohort
-    for x, t, b in zip(cohort.stratum[rows], target, drawn, strict=True):
-        pair = (cohort.stratum == x) & (cohort.treatment == t)
-        assert b in cohort.batch[pair]
+    for x, t, b in zip(cells.stratum[rows], target, drawn, strict=True):
+        pair = (cells.stratum == x) & (cells.treatment == t)
+        assert b in cells.batch[pair]
 
 
 def test_effects_do_not_depend_on_the_batch(batched):
@@ -118,7 +118,7 @@ def test_continuous_covariates_make_strata_by_quantile(tmp_path):
     model = _train(adata, continuous_covariate_keys=["age"], continuous_strata=3)
     assert model.strata == ["age q1", "age q2", "age q3"]
     code = np.digitize(adata.obs["age"], np.quantile(adata.obs["age"], [1 / 3, 2 / 3]))
-    np.testing.assert_array_equal(model._codes()[1], code)
+    np.testing.assert_array_equal(model.cells().stratum, code)
     model.save(tmp_path / "model")
     loaded = VCI.load(tmp_path / "model", adata=False, accelerator="cpu")
     new = adata[:10].copy()

@@ -98,7 +98,7 @@ def test_fine_tuning_moves_only_what_is_new(world):
     np.testing.assert_allclose(_shifts(query, reference), shift, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(shift, _shifts(reference, reference))
     weights = after["decoder.effects.weight"]
-    position = 1 + query._arms.members.index("drug_3")
+    position = 1 + query.arms.members.index("drug_3")
     assert not torch.equal(weights[:, position], before["decoder.effects.weight"][:, position])
     torch.testing.assert_close(
         weights[:, :position], before["decoder.effects.weight"][:, :position], rtol=0, atol=0

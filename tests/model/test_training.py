@@ -116,10 +116,9 @@ def test_best_weights_are_restored(adata):
     assert losses.argmin() < 5
     assert losses[-1] > losses.min() + 1
     parts = (model.train_indices, model.validation_indices, model.test_indices)
-    _, sampler = model._prepare(model.train_indices)
-    splitter = scvci.data.CounterfactualSplitter(
-        model.adata_manager, sampler, parts, batch_size=128, seed=model.seed_
-    )
+    cells = model.cells().take(model.train_indices)
+    sampler = model._sampler(cells, scvci.data.compute_statistics(cells, uses_size=True))
+    splitter = scvci.data.CounterfactualSplitter(sampler, parts, batch_size=128, seed=model.seed_)
     (again,) = model.trainer.validate(
         model.trainer.lightning_module, splitter.val_dataloader(), verbose=False
     )

@@ -10,29 +10,11 @@ import pytest
 import torch
 from helpers import train
 
-from scvci import tl
 from scvci.datasets import simulate_screen
 from scvci.model import VCI
 from scvci.model._arms import build_arm
 
 _train = partial(train, max_epochs=8)
-
-
-@pytest.fixture(scope="module")
-def screen():
-    """A model of a small screen with doses and combinations, with little training."""
-    adata = simulate_screen(
-        n_cells=900,
-        n_genes=30,
-        n_members=3,
-        doses=(0.1, 1.0, 10.0),
-        n_combinations=2,
-        n_features=2,
-        seed=0,
-    )
-    features = adata.uns["simulation"]["features"]
-    features.loc["new"] = features.to_numpy()[0]
-    return _train(adata, dose_key="dose", separator="+", treatment_embeddings=features)
 
 
 def _layer(model, *args, cells=None, **kwargs):
@@ -69,12 +51,13 @@ def test_dose_zero_is_the_control_and_measured_doses_are_met(screen):
 
 
 def test_a_condition_put_together_from_what_was_measured_equals_it(screen):
-    module, arms = screen.module, screen._arms
+    module, arms = screen.module, screen.arms
     for name in ("drug_1@0.1", "drug_2@1", "drug_3@10"):
-        built = build_arm(arms.condition(name), arms, module, screen.calibration)
-        index = arms.find(name)
+        [condition] = screen.conditions(name)
+        built = build_arm(condition, arms, module, screen.calibration)
+        index = arms.find(condition)
         np.testing.assert_allclose(
-            built.code, module.codes(torch.tensor([index]))[0].detach(), atol=1e-6
+            built.treatment, module.codes(torch.tensor([index]))[0].detach(), atol=1e-6
         )
         expected = screen.calibration.shift_of(module, index)
         np.testing.assert_allclose(built.shift, expected, atol=1e-5)
@@ -140,25 +123,17 @@ def test_a_treatment_without_a_cell_is_predicted_from_its_features(screen):
     values, entry = _layer(screen, "new", dose=10, cells=cells)
     assert entry["basis"] == "similar treatments"
     assert np.isfinite(values).all()
-    weights = screen._similarity.weights
+    weights = screen.similarity_["weights"]
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-8)
     with pytest.raises(ValueError, match="'newer' is unknown"):
         screen.predict_counterfactual("newer@1", cells)
 
 
-def test_what_was_not_measured_cannot_be_estimated(screen):
-    with pytest.raises(ValueError, match="'drug_1@5' was not measured"):
-        tl.estimate_effects(screen.adata, "drug_1@5", model=screen)
+def test_a_dose_has_to_be_given_and_beyond_the_largest_there_is_a_warning(screen):
     with pytest.warns(UserWarning, match="beyond the largest measured dose"):
         screen.predict_counterfactual("drug_1", screen.adata[:5].copy(), dose=100)
     with pytest.raises(ValueError, match="doses 0.1, 1, 10"):
         screen.predict_counterfactual("drug_1")
-
-
-def test_effects_of_arms_are_estimated(screen):
-    table = tl.estimate_effects(screen.adata, "drug_1@10", model=screen)
-    assert set(table["treatment"]) == {"drug_1@10"}
-    assert np.isfinite(table["estimate"]).all()
 
 
 def test_save_and_load_keep_doses_and_features(screen, tmp_path):
@@ -171,11 +146,6 @@ def test_save_and_load_keep_doses_and_features(screen, tmp_path):
         )
     with_cells = VCI.load(tmp_path / "model", screen.adata.copy(), accelerator="cpu")
     assert with_cells.treatments == screen.treatments
-
-
-def test_evaluation_is_by_arm(screen):
-    table = tl.evaluate(screen, max_folds=1, max_epochs=1, show_progress=False, accelerator="cpu")
-    assert all("@" in name for name in set(table["treatment"]))
 
 
 def test_a_matrix_of_members_trains_like_labels():
@@ -191,40 +161,6 @@ def test_a_matrix_of_members_trains_like_labels():
     np.testing.assert_array_equal(
         _layer(by_matrix, "drug_1+drug_2")[0], _layer(by_label, "drug_2+drug_1")[0]
     )
-
-
-def test_interactions_of_measured_combinations(screen):
-    table = tl.estimate_interactions(screen.adata, min_cells=5, model=screen)
-    assert set(table["treatment"].str.count("\\+")) == {1}
-    np.testing.assert_allclose(
-        table["interaction"], table["effect"] - table["additive"], equal_nan=True
-    )
-    effect = tl.estimate_effects(screen.adata, table["treatment"].iloc[0], min_cells=5, model=screen)
-    assert set(effect["treatment"]) == {table["treatment"].iloc[0]}
-    with pytest.raises(ValueError, match="'drug_1@1' has no interaction.*not a combination"):
-        tl.estimate_interactions(screen.adata, "drug_1@1", model=screen)
-
-
-def test_interactions_take_clusters_from_a_column(screen):
-    cells = screen.adata.copy()
-    donor = np.random.default_rng(0).integers(4, size=cells.n_obs)
-    cells.obs["donor"] = pd.Categorical([f"d{i}" for i in donor])
-    with pytest.warns(UserWarning, match="cluster_key='donor'"):
-        without = tl.estimate_interactions(cells, min_cells=5, model=screen)
-    table = tl.estimate_interactions(cells, min_cells=5, cluster_key="donor", model=screen)
-    assert (table["note"] == "").any()
-    assert (table["std_error"] != without["std_error"]).any()
-    name, stratum = table.loc[table["note"] == "", ["treatment", "stratum"]].iloc[0]
-    single = tl.estimate_effects(cells, name, groupby="cell_type", min_cells=5, cluster_key="donor", model=screen)
-    own = table[(table["treatment"] == name) & (table["stratum"] == stratum)]
-    np.testing.assert_allclose(
-        own["effect"], single.loc[single["stratum"] == stratum, "estimate"], rtol=1e-5
-    )
-    with pytest.raises(KeyError, match="argument cluster_key"):
-        tl.estimate_interactions(cells, cluster_key="mouse", model=screen)
-    cells.obs["donor"] = cells.obs["donor"].cat.remove_categories("d0")
-    with pytest.raises(ValueError, match=r"obs\['donor'\] has .* missing"):
-        tl.estimate_interactions(cells, cluster_key="donor", model=screen)
 
 
 def test_draws_keep_the_totals_of_cells(screen):
@@ -248,7 +184,7 @@ def test_draws_are_a_submission_that_cell_eval2_accepts(screen):
     norm = pytest.importorskip("cell_eval2.norm")
     io = pytest.importorskip("cell_eval2.io")
     real = screen.adata[:200].copy()
-    real.obs["arm"] = screen._arm_labels(real)
+    real.obs["arm"] = np.array(screen.treatments, dtype=object)[screen.cells(real).treatment]
     submission = real.copy()
     (layer,) = screen.predict_counterfactual(
         target_key="arm", adata=submission, n_samples=1, keep_totals=True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from types import SimpleNamespace
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -17,7 +16,8 @@ from scipy import stats
 from scvci import tl
 from scvci.datasets import simulate_screen
 from scvci.model import VCI
-from scvci.model._ranking import RankingMixin, rank_effects
+from scvci.tl import _ranking
+from scvci.tl._ranking import rank_effects
 
 mpl.use("Agg")
 
@@ -33,7 +33,7 @@ def _close():
 
 @pytest.fixture
 def adata(rng):
-    """Cells of two strata and three treatments, log-normalised."""
+    """Cells of two strata and three treatments: counts, and their logarithms in ``X``."""
     obs = pd.DataFrame(
         {
             "treatment": pd.Categorical(np.repeat(["control", "a", "b"], 40)),
@@ -42,7 +42,8 @@ def adata(rng):
         index=[f"cell{i}" for i in range(120)],
     )
     counts = rng.poisson(3, (120, 12)).astype(np.float32)
-    return AnnData(np.log1p(counts), obs=obs, var=pd.DataFrame(index=GENES))
+    var = pd.DataFrame(index=GENES)
+    return AnnData(np.log1p(counts), obs=obs, var=var, layers={"counts": counts})
 
 
 def _table(treatments, strata, scale="log1p", skipped=("gene3", "gene4"), seed=0):
@@ -66,28 +67,26 @@ def _table(treatments, strata, scale="log1p", skipped=("gene3", "gene4"), seed=0
     return table
 
 
-class _Model(RankingMixin):
-    """What the mixin needs of a model; the calls are kept."""
+def _model(adata, **arguments):
+    """An untrained model."""
+    layer = None if arguments.get("likelihood") == "normal" else "counts"
+    VCI.setup_anndata(adata, layer=layer, categorical_covariate_keys=["cell_type"])
+    return VCI(adata, seed=0, **arguments)
 
-    def __init__(self, adata, is_count=True):
-        self.adata = adata
-        self.module = SimpleNamespace(likelihood=SimpleNamespace(is_count=is_count))
-        self.calls = []
 
-    def _cells_of(self, adata):
-        return self.adata if adata is None else adata
+@pytest.fixture
+def calls(monkeypatch):
+    """Effects from :func:`_table` in place of estimates; what was asked for."""
+    made = []
 
-    def _setup_arg(self, name):
-        return {"treatment_key": "treatment", "layer": "counts"}[name]
-
-    def _arm_labels(self, adata):
-        return adata.obs["treatment"].to_numpy(dtype=object)
-
-    def estimate_effects(self, treatment, reference=None, groupby=None, scale="log1p", **kwargs):
-        self.calls.append({"groupby": groupby, "scale": scale, **kwargs})
+    def estimate(adata, treatment, *, reference=None, groupby=None, scale="log1p", **kwargs):
+        made.append({"adata": adata, "groupby": groupby, "scale": scale, **kwargs})
         warnings.warn("a column looks like clusters", UserWarning, stacklevel=2)
         treatments = [treatment] if isinstance(treatment, str) else treatment
         return _table(treatments, ["all"] if groupby is None else ["B cell", "T cell"], scale)
+
+    monkeypatch.setattr(_ranking, "estimate_effects", estimate)
+    return made
 
 
 def _rank(model, *args, **kwargs):
@@ -96,8 +95,9 @@ def _rank(model, *args, **kwargs):
         return tl.rank_genes_counterfactual(model, *args, **kwargs)
 
 
+@pytest.mark.usefixtures("calls")
 def test_ranking_has_the_shape_of_scanpys(adata):
-    _rank(_Model(adata), ["a", "b"])
+    _rank(_model(adata), ["a", "b"])
     sc.tl.rank_genes_groups(adata, "treatment", reference="control", groups=["a", "b"])
     ours, theirs = adata.uns[KEY], adata.uns["rank_genes_groups"]
     assert set(ours) == set(theirs)
@@ -109,8 +109,9 @@ def test_ranking_has_the_shape_of_scanpys(adata):
         assert ours[column].shape == theirs[column].shape
 
 
+@pytest.mark.usefixtures("calls")
 def test_table_holds_the_effects_by_descending_score(adata):
-    table = _rank(_Model(adata), ["a", "b"])
+    table = _rank(_model(adata), ["a", "b"])
     fold = _table(["a", "b"], ["all"], "lfc").set_index(["treatment", "gene"])["estimate"]
     for treatment in ("a", "b"):
         ranked = sc.get.rank_genes_groups_df(adata, treatment, key=KEY).set_index("names")
@@ -163,39 +164,51 @@ def test_several_effects_of_a_gene_name_it():
         rank_effects(table, table, "treatment")
 
 
-def test_levels_are_the_groups_of_one_treatment(adata):
-    model = _Model(adata)
+def test_levels_are_the_groups_of_one_treatment(adata, calls):
+    model = _model(adata)
     _rank(model, "a", groupby="cell_type", key_added="key", estimator="robust")
     assert adata.uns["key"]["params"]["groupby"] == "cell_type"
     assert adata.uns["key"]["params"]["method"] == "observed"
     assert adata.uns["key"]["names"].dtype.names == ("B cell", "T cell")
-    assert [call["scale"] for call in model.calls] == ["log1p", "lfc"]
-    assert all(call["estimator"] == "robust" for call in model.calls)
+    assert [call["scale"] for call in calls] == ["log1p", "lfc"]
+    assert all(call["estimator"] == "robust" for call in calls)
     with pytest.raises(ValueError, match="Call once for each treatment"):
         _rank(model, ["a", "b"], groupby="cell_type")
     with pytest.raises(ValueError, match="must be one column"):
         _rank(model, "a", groupby=["cell_type", "donor"])
 
 
-def test_fold_changes_are_estimated_once_and_other_cells_are_passed_on(adata):
-    model, other = _Model(adata), adata.copy()
+def test_fold_changes_are_estimated_once_and_other_cells_are_passed_on(adata, calls):
+    model, other = _model(adata), adata.copy()
     with pytest.warns(UserWarning, match="clusters") as record:
         tl.rank_genes_counterfactual(model, "a", scale="lfc", adata=other)
     assert len(record) == 1
-    assert [call["scale"] for call in model.calls] == ["lfc"]
-    assert model.calls[0]["adata"] is other
+    assert [call["scale"] for call in calls] == ["lfc"]
+    assert calls[0]["adata"] is other
+    assert calls[0]["model"] is model
     assert KEY in other.uns
     assert KEY not in adata.uns
     with pytest.warns(UserWarning, match="clusters") as record:
         tl.rank_genes_counterfactual(model, "a")
     assert len(record) == 1
-    assert "adata" not in model.calls[-1]
+    assert all(call["adata"] is adata for call in calls[1:])
 
 
-def test_fold_changes_of_log_normalised_data_come_from_their_means(adata):
-    model = _Model(adata, is_count=False)
-    table = _rank(model, "a").set_index("gene")
-    assert len(model.calls) == 1
+@pytest.mark.usefixtures("calls")
+def test_nothing_of_the_users_is_overwritten(adata):
+    model = _model(adata)
+    adata.uns["mine"] = {"names": 1}
+    with pytest.raises(ValueError, match=r"uns\['mine'\] exists and was not written by scvci"):
+        _rank(model, "a", key_added="mine")
+    _rank(model, "a")
+    _rank(model, ["a", "b"])
+    assert adata.uns[KEY]["names"].dtype.names == ("a", "b")
+    assert adata.uns["scvci"][KEY]["kind"] == "ranking"
+
+
+def test_fold_changes_of_log_normalised_data_come_from_their_means(adata, calls):
+    table = _rank(_model(adata, likelihood="normal"), "a").set_index("gene")
+    assert len(calls) == 1
     ranked = sc.get.rank_genes_groups_df(adata, "a", key=KEY).set_index("names")
     means = np.expm1(table.loc[ranked.index, ["mean_factual", "mean_counterfactual"]])
     expected = np.log2(means["mean_factual"] / means["mean_counterfactual"])
@@ -212,10 +225,11 @@ def test_fold_changes_are_finite():
     np.testing.assert_allclose(values[["gene0", "gene1", "gene3"]], [-largest, largest, 0])
 
 
+@pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize("n_genes", [4, -4])
 @pytest.mark.parametrize("plot", ["dotplot", "heatmap", "matrixplot", "stacked_violin"])
 def test_scanpys_plots_draw_it(adata, plot, n_genes):
-    _rank(_Model(adata), ["a", "b"])
+    _rank(_model(adata), ["a", "b"])
     draw = getattr(sc.pl, f"rank_genes_groups_{plot}")
     kwargs = {} if plot == "heatmap" else {"return_fig": True}
     result = draw(adata, n_genes=n_genes, key=KEY, show=False, dendrogram=False, **kwargs)
@@ -226,8 +240,9 @@ def test_scanpys_plots_draw_it(adata, plot, n_genes):
         assert not {"gene3", "gene4"} & set(result.var_names)
 
 
+@pytest.mark.usefixtures("calls")
 def test_scanpys_ranking_plot_shows_finite_scores(adata):
-    _rank(_Model(adata), ["a", "b"])
+    _rank(_model(adata), ["a", "b"])
     # All genes, so that those without a p-value are drawn too.
     axes = sc.pl.rank_genes_groups(adata, n_genes=len(GENES), key=KEY, show=False)
     for ax, treatment in zip(axes, ("a", "b"), strict=True):
@@ -237,9 +252,10 @@ def test_scanpys_ranking_plot_shows_finite_scores(adata):
     sc.pl.rank_genes_groups_violin(adata, groups=["a"], n_genes=3, key=KEY, show=False)
 
 
+@pytest.mark.usefixtures("calls")
 @pytest.mark.parametrize("values", ["scores", "logfoldchanges", "log10_pvals_adj"])
 def test_dotplot_of_values(adata, values):
-    model = _Model(adata)
+    model = _model(adata)
     _rank(model, "a", groupby="cell_type")
     var_names = ["gene0", "gene3"]
     dots = sc.pl.rank_genes_groups_dotplot(
@@ -256,8 +272,9 @@ def test_dotplot_of_values(adata, values):
     )
 
 
+@pytest.mark.usefixtures("calls")
 def test_ranking_is_saved_with_the_data(adata, tmp_path):
-    _rank(_Model(adata), "a", groupby="cell_type")
+    _rank(_model(adata), "a", groupby="cell_type")
     adata.write_h5ad(tmp_path / "ranked.h5ad")
     read = read_h5ad(tmp_path / "ranked.h5ad")
     for group in ("B cell", "T cell"):

@@ -1,4 +1,4 @@
-"""Quantile layers and conformal intervals of single cells."""
+"""Conformal intervals of single cells."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ import warnings
 import anndata
 import numpy as np
 import pytest
-import scvi
 import torch
 from helpers import without_layers
 
-from scvci import tl
 import scvci
+from scvci import tl
 from scvci.model import VCI
 
 
@@ -45,84 +44,7 @@ def _simulate(n_cells=1200, **kwargs):
 def fitted():
     """A model with test cells, and its AnnData; do not change it."""
     data = _simulate(seed=0)
-    return _train(data, max_epochs=100, **_PARTS), data
-
-
-# -- quantiles --------------------------------------------------------------------------------
-
-
-def test_quantiles_are_those_of_the_draws(fitted):
-    model, data = fitted
-    cells = without_layers(data)
-    rows = np.arange(40)
-    scvi.settings.seed = 1
-    draws = model.predict_counterfactual("IFNb", cells, rows, n_samples=60)
-    drawn = np.stack([cells.layers[name][rows] for name in draws])
-    scvi.settings.seed = 1
-    names = model.predict_counterfactual(
-        "IFNb", cells, rows, n_samples=60, quantiles=(0.05, 0.5, 0.975)
-    )
-    assert names == [f"counterfactual_IFNb_q{q}" for q in ("05", "50", "975")]
-    for name, q in zip(names, (0.05, 0.5, 0.975), strict=True):
-        expected = np.quantile(drawn, q, axis=0, method="inverted_cdf")
-        np.testing.assert_array_equal(cells.layers[name][rows], expected)
-        record = cells.uns["scvci"][name]
-        assert (record["quantile"], record["n_samples"]) == (q, 60)
-        assert record["scale"] == "quantile of sampled counts at own library size"
-    assert np.isnan(cells.layers[names[0]][40:]).all()
-
-
-def test_quantiles_are_ordered_and_rise_with_the_library_size(fitted):
-    model, data = fitted
-    cells = without_layers(data)
-    rows = np.arange(60)
-    arguments = {"adata": cells, "indices": rows, "quantiles": [0.05, 0.5, 0.95]}
-    low, middle, high = (
-        cells.layers[n][rows] for n in model.predict_counterfactual("TNFa", **arguments)
-    )
-    assert (low <= middle).all()
-    assert (middle <= high).all()
-    assert cells.uns["scvci"]["counterfactual_TNFa_q95"]["n_samples"] == 100
-    layers = model.predict_counterfactual(
-        "TNFa", **arguments, library_size=1e5, layer_added="large"
-    )
-    assert layers == ["large_q05", "large_q50", "large_q95"]
-    assert (cells.layers["large_q50"][rows].mean() / middle.mean()) > 30
-
-
-def test_quantiles_commute_with_the_logarithm_and_repeat_by_seed(fitted):
-    model, data = fitted
-    cells = without_layers(data)
-    arguments = {"adata": cells, "indices": np.arange(30), "quantiles": 0.9}
-    written = []
-    for name, log1p, seed in (("a", False, 3), ("b", True, 3), ("c", False, 4)):
-        scvi.settings.seed = seed
-        (layer,) = model.predict_counterfactual("IFNb", layer_added=name, log1p=log1p, **arguments)
-        written.append(cells.layers[layer][:30])
-    np.testing.assert_allclose(np.log1p(written[0]), written[1], rtol=1e-6)
-    assert (written[0] != written[2]).any()
-    assert cells.uns["scvci"]["b_q90"]["scale"].startswith("log1p of quantile")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [
-        ({"quantiles": (0.0, 0.5)}, r"quantiles=\(0\.0, 0\.5\)"),
-        ({"quantiles": 1.0}, "strictly between"),
-        ({"quantiles": ()}, "strictly between"),
-        ({"quantiles": (0.5, 0.5)}, "more than once"),
-        ({"quantiles": 0.001}, "at least 1000"),
-        ({"quantiles": 0.05, "n_samples": 10}, "at least 20"),
-        ({"quantiles": 0.05, "n_samples": 0}, "n_samples=0"),
-    ],
-)
-def test_impossible_quantiles_are_refused(fitted, arguments, match):
-    model, data = fitted
-    with pytest.raises(ValueError, match=match):
-        model.predict_counterfactual("IFNb", without_layers(data), **arguments)
-
-
-# -- intervals --------------------------------------------------------------------------------
+    return _train(data, **_PARTS), data
 
 
 def _covered(cells, layers, treatment, rows):
@@ -131,7 +53,7 @@ def _covered(cells, layers, treatment, rows):
     return ((low <= truth) & (truth <= high)).mean()
 
 
-def test_stratum_intervals_cover_true_counterfactuals_although_the_model_is_hardly_trained():
+def test_intervals_cover_true_counterfactuals_although_the_model_is_hardly_trained():
     coverage, quantiles = [], []
     for seed in range(3):
         data = _simulate(seed=seed)
@@ -149,21 +71,16 @@ def test_stratum_intervals_cover_true_counterfactuals_although_the_model_is_hard
     assert abs(np.mean(quantiles) - 0.9) > abs(np.mean(coverage) - 0.9)
 
 
-def test_individual_intervals_differ_between_cells_and_are_shorter(fitted):
+def test_rows_that_were_not_asked_for_are_missing(fitted):
     model, data = fitted
     cells = without_layers(data)
     rows = np.flatnonzero((cells.obs["treatment"] == "control").to_numpy())
-    widths = {}
-    for method in ("stratum", "individual"):
-        low, high = tl.predict_interval(model, "IFNb", 0.9, method, cells, rows, layer_added=method)
-        widths[method] = np.log1p(cells.layers[high]) - np.log1p(cells.layers[low])
-        record = cells.uns["scvci"][low]
-        assert record["method"] == method
-        assert record["calibration"]["guarantee"].all() == (method == "stratum")
-    assert np.nanmean(widths["individual"]) < np.nanmean(widths["stratum"])
-    outside = np.setdiff1d(np.arange(cells.n_obs), rows)
-    assert np.isnan(cells.layers["stratum_low"][outside]).all()
-    assert not np.isnan(cells.layers["stratum_low"][rows]).any()
+    for name in tl.predict_interval(model, "IFNb", adata=cells, indices=rows, layer_added="mine"):
+        assert name in ("mine_low", "mine_high")
+        missing = np.isnan(cells.layers[name])
+        assert not missing[rows].any()
+        assert missing[np.setdiff1d(np.arange(cells.n_obs), rows)].all()
+        assert cells.uns["scvci"][name]["calibration"]["guarantee"].all()
 
 
 def test_intervals_are_whole_numbers_nested_in_the_level_and_repeatable(fitted):
@@ -173,7 +90,7 @@ def test_intervals_are_whole_numbers_nested_in_the_level_and_repeatable(fitted):
     rows = np.arange(80)
     bounds = {}
     for level in (0.5, 0.8, 0.9):
-        names = tl.predict_interval(model, "IFNb", level, adata=cells, indices=rows)
+        names = tl.predict_interval(model, "IFNb", level=level, adata=cells, indices=rows)
         bounds[level] = [cells.layers[name][rows] for name in names]
     assert (cells.X != before).nnz == 0
     assert torch.equal(torch.get_rng_state(), state)
@@ -195,7 +112,9 @@ def test_intervals_are_whole_numbers_nested_in_the_level_and_repeatable(fitted):
 def test_what_calibrated_an_interval_is_recorded_and_survives_a_file(fitted, tmp_path):
     model, data = fitted
     cells = without_layers(data)
-    (_, high) = tl.predict_interval(model, "TNFa", 0.8, adata=cells, indices=[1, 2], n_samples=50)
+    _, high = tl.predict_interval(
+        model, "TNFa", level=0.8, adata=cells, indices=[1, 2], n_samples=50
+    )
     for name in [n for n in cells.layers if n and n.startswith(("true", "counts_"))]:
         del cells.layers[name]
     cells.write_h5ad(tmp_path / "cells.h5ad")
@@ -240,12 +159,12 @@ def test_pairs_without_cells_are_calibrated_elsewhere_and_flagged():
     assert np.isfinite(data.layers[layers[1]]).all()
     # A level that no number of these cells reaches leaves the model's own quantiles.
     with pytest.warns(UserWarning, match=r"CD14 Mono \(37\).*needs 999"):
-        layers = tl.predict_interval(model, "IFNb", 0.999)
+        layers = tl.predict_interval(model, "IFNb", level=0.999)
     assert set(data.uns["scvci"][layers[0]]["calibration"]["basis"]) == {"model"}
     assert np.isfinite(data.layers[layers[1]]).all()
 
 
-def test_validation_cells_and_retraining_give_no_guarantee():
+def test_validation_cells_give_no_guarantee_and_cells_of_an_earlier_training_are_not_used():
     data = _simulate(700, seed=2)
     model = _train(data, train_size=0.7)
     with pytest.warns(UserWarning, match="chose when training stopped"):
@@ -256,12 +175,32 @@ def test_validation_cells_and_retraining_give_no_guarantee():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", **_PARTS)
-    with pytest.warns(UserWarning, match="earlier training"):
-        layers = tl.predict_interval(model, "IFNb", indices=[0, 1])
-    assert not data.uns["scvci"][layers[0]]["calibration"]["guarantee"].any()
+    # Its test cells are cells that the first training saw.
+    assert len(model.test_indices)
+    with pytest.raises(ValueError, match="no held-out cells"):
+        tl.predict_interval(model, "IFNb", indices=[0, 1])
+    with pytest.raises(ValueError, match="5 cells that the model was trained on"):
+        tl.predict_interval(model, "IFNb", calibration_indices=model.test_indices[:5])
 
 
-def test_cells_of_a_new_combination_are_missing_by_stratum_and_predicted_by_themselves():
+def test_cells_that_no_training_saw_keep_the_guarantee():
+    data = _simulate(900, seed=2)
+    model = _train(data, max_epochs=3, **_PARTS)
+    never = set(model.test_indices)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.train(max_epochs=1, enable_progress_bar=False, accelerator="cpu", **_PARTS)
+    rows = sorted(never & set(model.test_indices))
+    assert 0 < len(rows) < len(model.test_indices)
+    layers = tl.predict_interval(model, "IFNb", level=0.5, indices=[0, 1])
+    record = data.uns["scvci"][layers[0]]["calibration"]
+    of_treatment = data.obs.iloc[rows].query("treatment == 'IFNb'")["cell_type"].value_counts()
+    np.testing.assert_array_equal(record["n_cells"], of_treatment[model.strata])
+    assert record["cells"] == "test"
+    assert record["guarantee"].all()
+
+
+def test_cells_of_a_new_combination_are_missing():
     data = _simulate(900, seed=3)
     data.obs["donor"] = np.where(np.arange(900) % 2, "a", "b")
     known = data[~((data.obs["donor"] == "a") & (data.obs["cell_type"] == "B"))].copy()
@@ -277,11 +216,9 @@ def test_cells_of_a_new_combination_are_missing_by_stratum_and_predicted_by_them
             validation_size=0.1,
         )
         new = ((data.obs["donor"] == "a") & (data.obs["cell_type"] == "B")).to_numpy()
-        by_stratum = tl.predict_interval(model, "IFNb", adata=data, layer_added="s")
-        alone = tl.predict_interval(model, "IFNb", method="individual", adata=data, layer_added="i")
-    assert np.isnan(data.layers[by_stratum[0]][new]).all()
-    assert not np.isnan(data.layers[by_stratum[0]][~new]).any()
-    assert not np.isnan(data.layers[alone[0]]).any()
+        low, _ = tl.predict_interval(model, "IFNb", adata=data)
+    assert np.isnan(data.layers[low][new]).all()
+    assert not np.isnan(data.layers[low][~new]).any()
 
 
 def test_bad_requests(fitted):
@@ -289,14 +226,14 @@ def test_bad_requests(fitted):
     cells = without_layers(data)
     with pytest.raises(ValueError, match=r"level=1\.2"):
         tl.predict_interval(model, "IFNb", level=1.2, adata=cells)
-    with pytest.raises(ValueError, match="'median' is neither"):
-        tl.predict_interval(model, "IFNb", method="median", adata=cells)
     with pytest.raises(ValueError, match="n_samples=1"):
         tl.predict_interval(model, "IFNb", adata=cells, n_samples=1)
     with pytest.raises(ValueError, match="'IFNg'"):
         tl.predict_interval(model, "IFNg", adata=cells)
     with pytest.raises(ValueError, match="5 cells that the model was trained on"):
-        tl.predict_interval(model, "IFNb", adata=cells, calibration_indices=model.train_indices[:5])
+        tl.predict_interval(
+            model, "IFNb", adata=cells, calibration_indices=model.train_indices[:5]
+        )
     with pytest.raises(ValueError, match="no held-out cells"):
         tl.predict_interval(model, "IFNb", adata=cells, calibration_indices=[])
     VCI.setup_anndata(cells, layer="counts", categorical_covariate_keys=["cell_type"])

@@ -1,4 +1,4 @@
-"""Scores of single cells' effects, and the test of their differences."""
+"""The test of differences between the effects on single cells."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvci import tl
 import scvci
+from scvci import tl
 from scvci.model import VCI
+from scvci.tl._heterogeneity import _split_counts
 
 QUIET = {"accelerator": "cpu", "show_progress": False, "n_folds": 2}
 
@@ -36,87 +37,22 @@ def model(adata):
     return _model(adata)
 
 
-def _log1p_differences(model, adata, treatment, reference="control"):
-    size = float(model.module.reference_size)
-    names = model.predict_counterfactual([treatment, reference], library_size=size, log1p=True)
-    return (adata.layers[names[0]] - adata.layers[names[1]]).astype(float)
-
-
-def test_scores_are_projections_on_the_mean_effect(model, adata):
-    assert tl.effect_scores(model, "IFNb", batch_size=70) == "effect_IFNb"
-    scores = adata.obs["effect_IFNb"].to_numpy()
-    d = _log1p_differences(model, adata, "IFNb")
-    mean = d.mean(axis=0)
-    np.testing.assert_allclose(scores, d @ mean / (mean @ mean), rtol=1e-3, atol=1e-4)
-    assert np.mean(scores) == pytest.approx(1, abs=1e-4)
-    assert adata.uns["scvci"]["effect_IFNb"]["scale"] == "multiples of the mean effect"
-    assert adata.uns["scvci"]["effect_IFNb"]["reference"] == "control"
-
-
-def test_scores_of_genes_and_weights(model, adata):
-    genes = [adata.var_names[3], adata.var_names[11]]
-    d = _log1p_differences(model, adata, "IFNb", "TNFa")[:, [3, 11]]
-    key = tl.effect_scores(model, "IFNb", genes, reference="TNFa", key_added="mine")
-    np.testing.assert_allclose(adata.obs[key], d.mean(axis=1), rtol=1e-3, atol=1e-5)
-    assert adata.uns["scvci"]["mine"]["scale"] == "log1p expression"
-    tl.effect_scores(model, "IFNb", pd.Series([3.0, -1.0], genes), "TNFa", key_added="mine")
-    np.testing.assert_allclose(adata.obs["mine"], d @ [0.75, -0.25], rtol=1e-3, atol=1e-5)
-
-
-def test_scores_of_other_cells(model, adata):
-    tl.effect_scores(model, "IFNb", ["Gene0001"])
-    other = adata[::-1, ::-1].copy()
-    tl.effect_scores(model, "IFNb", ["Gene0001"], adata=other, indices=np.arange(50))
-    assert other.obs["effect_IFNb"].isna().sum() == other.n_obs - 50
-    np.testing.assert_allclose(
-        other.obs["effect_IFNb"][:50], adata.obs["effect_IFNb"][::-1][:50], rtol=1e-4, atol=1e-6
-    )
-
-
-def test_scores_can_be_saved(model, adata, tmp_path):
-    tl.effect_scores(model, "IFNb")
-    adata.write_h5ad(tmp_path / "scored.h5ad")
-
-
-def test_scores_with_a_normal_likelihood(adata):
-    data = adata.copy()
-    data.layers["counts"] = data.layers["counts"].log1p()
-    model = _model(data, likelihood="normal")
-    tl.effect_scores(model, "IFNb")
-    assert np.mean(data.obs["effect_IFNb"]) == pytest.approx(1, abs=1e-3)
-    with pytest.raises(ValueError, match="likelihood='normal' has no counts"):
-        _test(model)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"treatment": "IFNg"}, "'IFNg' is unknown"),
-        ({"treatment": "control"}, "'control' is compared with itself"),
-        ({"treatment": "IFNb", "genes": ["Gene01"]}, "Gene 'Gene01' is unknown"),
-        ({"treatment": "IFNb", "genes": []}, "no gene a weight"),
-        ({"treatment": "IFNb", "genes": {"Gene0001": np.nan}}, "no gene a weight"),
-    ],
-)
-def test_errors_of_scores(model, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        tl.effect_scores(model, **arguments)
-
-
-def test_untrained(adata):
+def test_what_cannot_be_tested_is_refused(adata):
     VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"])
     with pytest.raises(RuntimeError, match="not trained"):
-        tl.effect_scores(VCI(adata), "IFNb")
-    with pytest.raises(RuntimeError, match="not trained"):
         tl.heterogeneity_test(VCI(adata), "IFNb")
+    adata.layers["counts"] = adata.layers["counts"].log1p()
+    with pytest.raises(ValueError, match="likelihood='normal' has no counts"):
+        _test(_model(adata, likelihood="normal"))
 
 
-def test_parts_of_counts_are_independent_parts(adata):
+def test_parts_of_counts_are_independent_parts():
     data = scvci.datasets.simulate_perturbation(
         n_cells=2000, n_genes=20, n_treatments=2, n_latent=1, inverse_dispersion=1e6, seed=1
     )
-    model = _model(data, max_epochs=1)
-    parts = [part.toarray() for part in model._split_counts(0.3)]
+    VCI.setup_anndata(data, layer="counts", categorical_covariate_keys=["cell_type"])
+    cells = VCI(data, seed=0).cells()
+    parts = [part.toarray() for part in _split_counts(cells, 0.3, seed=0)]
     counts = data.layers["counts"].toarray()
     np.testing.assert_array_equal(parts[0] + parts[1], counts)
     assert parts[0].sum() / counts.sum() == pytest.approx(0.3, abs=0.005)
@@ -130,7 +66,7 @@ def test_parts_of_counts_are_independent_parts(adata):
         (p - s * mean) / np.sqrt(s * mean) for p, s in zip(parts, (0.3, 0.7), strict=True)
     ]
     assert abs(np.mean(residuals[0] * residuals[1])) < 4 / np.sqrt(counts.size)
-    again = model._split_counts(0.3)[0].toarray()
+    again = _split_counts(cells, 0.3, seed=0)[0].toarray()
     np.testing.assert_array_equal(parts[0], again)
 
 
@@ -159,7 +95,7 @@ def test_groups_clusters_and_size_factors(adata):
     table = _test(model, "IFNb", groupby="tissue", cluster_key="donor", min_cells=10)
     assert set(table["stratum"]) == {"blood", "other"}
     assert np.isfinite(table.loc[table["gene"] == "all", "std_error"]).all()
-    folds = model._fitted_folds.fold
+    folds = model.cache["cross_fit"].fold
     assert all(len(np.unique(folds[data.obs["donor"] == d])) == 1 for d in range(6))
 
 

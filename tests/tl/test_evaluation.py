@@ -11,10 +11,10 @@ import scvi
 import torch
 from scipy import sparse
 
-from scvci import tl
 import scvci
-from scvci import metrics
-from scvci.model import VCI, _evaluation
+from scvci import metrics, tl
+from scvci.model import VCI
+from scvci.tl import _evaluation
 
 QUIET = {"accelerator": "cpu", "max_epochs": 2, "show_progress": False}
 
@@ -89,7 +89,7 @@ def test_held_out_cells_are_not_seen(adata, monkeypatch, split):
         seen["top"].append(reference.top)
         return original(reference, guess)
 
-    monkeypatch.setattr(_evaluation, "evaluate", spy)
+    monkeypatch.setattr(_evaluation, "score_layers", spy)
     monkeypatch.setattr(metrics._pairs, "score_means", scores)
     options = {"max_folds": 1, "split": split, "min_cells": 3}
     first = _evaluate(_model(adata.copy()), **options)
@@ -119,7 +119,7 @@ def test_other_cells_are_seen(adata, monkeypatch):
         calls.append({t: predicted.layers[name] for t, name in layers.items()})
         return metrics.evaluate(cells, layers, predicted=predicted, **arguments)
 
-    monkeypatch.setattr(_evaluation, "evaluate", spy)
+    monkeypatch.setattr(_evaluation, "score_layers", spy)
     pairs = [("IFNb", "B")]
     _evaluate(_model(adata.copy()), pairs=pairs, min_cells=5)
     spoiled = adata.copy()
@@ -177,20 +177,21 @@ def test_a_single_stratum_holds_out_cells_and_says_so(adata):
 
 def test_cell_folds_part_the_cells(adata):
     model = _model(adata)
-    treatment, stratum = model._codes()
-    folds = model._folds("cells", None, treatment, stratum, 3)
-    held = np.stack([mask for mask, _ in folds])
+    cells = model.cells()
+    folds = _evaluation._folds(cells, "cells", None, 3, seed=0)
+    held = np.stack([fold.held for fold in folds])
     assert len(held) == 5
     assert (held.sum(axis=0) <= 1).all()
-    assert not held[:, treatment == 0].any()
-    sizes = [np.sum(mask & (treatment == 1) & (stratum == 0)) for mask in held]
+    assert not held[:, cells.treatment == 0].any()
+    pair = (cells.treatment == 1) & (cells.stratum == 0)
+    sizes = [np.sum(mask & pair) for mask in held]
     assert max(sizes) - min(sizes) <= 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"split": "strata"}, "'strata' is neither"),
+        ({"split": "strata"}, "'strata' must be 'pairs' or 'cells'"),
         ({"pairs": [("IFNg", "B")]}, "Treatment 'IFNg' is unknown.*'IFNb'"),
         ({"pairs": [("control", "B")]}, "control left out"),
         ({"pairs": [("IFNb", "b cell")]}, "Stratum 'b cell' is unknown.*'B'"),
@@ -235,3 +236,8 @@ def test_global_seed_is_left_alone(adata):
     _evaluate(_model(adata), max_folds=1, min_cells=5)
     assert scvi.settings.seed == 11
     assert scvci.model.VCI is VCI
+
+
+def test_evaluation_is_by_arm(screen):
+    table = tl.evaluate(screen, max_folds=1, max_epochs=1, show_progress=False, accelerator="cpu")
+    assert all("@" in name for name in set(table["treatment"]))

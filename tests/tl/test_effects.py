@@ -1,4 +1,4 @@
-"""Effects of the model: cells to table, and what is refused, warned of and extrapolated."""
+"""Effects: cells to table, and what is refused, warned of and extrapolated."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 from scipy import sparse, stats
 
-from scvci import tl
 import scvci
+from scvci import tl
 from scvci.model import VCI
+from scvci.tl import _crossfit
 
 COLUMNS = [
     *("treatment", "reference", "stratum", "gene", "estimate", "std_error", "ci_low", "ci_high"),
@@ -22,13 +23,15 @@ COLUMNS = [
 
 
 def _set_up(adata, **kwargs):
+    """Register cells; returns the same AnnData."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         VCI.setup_anndata(adata, **{"categorical_covariate_keys": ["cell_type"], **kwargs})
-        return VCI(adata, n_latent=3, seed=0)
+    return adata
 
 
-def _train(model):
+def _train(adata):
+    model = VCI(_set_up(adata), n_latent=3, seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model.train(max_epochs=6, enable_progress_bar=False, accelerator="cpu")
@@ -37,18 +40,18 @@ def _train(model):
 
 @pytest.fixture(scope="module")
 def experiment():
-    """Three arms, three strata, one pair without cells; not trained."""
+    """Three arms, three strata, one pair without cells; registered."""
     adata = scvci.datasets.simulate_perturbation(
         n_cells=900, n_genes=40, n_treatments=3, held_out=[("IFNb", "B")], seed=0
     )
     adata.obs["donor"] = pd.Categorical(np.random.default_rng(0).integers(6, size=900).astype(str))
-    return adata
+    return _set_up(adata)
 
 
 @pytest.fixture(scope="module")
 def fitted(experiment):
-    adata = experiment.copy()
-    return _train(_set_up(adata)), adata
+    """A model of a copy, with little training."""
+    return _train(experiment.copy())
 
 
 def _log_normalised(adata):
@@ -57,9 +60,8 @@ def _log_normalised(adata):
 
 
 def test_default_is_welch_on_log_normalised_cells(experiment):
-    model = _set_up(experiment.copy())
     with pytest.warns(UserWarning, match="cluster_key='donor'"):
-        table = tl.estimate_effects(model.adata, "TNFa", groupby="cell_type", model=model)
+        table = tl.estimate_effects(experiment, "TNFa", groupby="cell_type")
     assert list(table.columns) == COLUMNS
     assert table.attrs["scale"] == "log1p"
     y, obs = _log_normalised(experiment), experiment.obs
@@ -81,9 +83,8 @@ def test_default_is_welch_on_log_normalised_cells(experiment):
 
 def test_strata_are_the_units_of_an_average(experiment):
     """The effect of all cells averages the strata's, by their cells, not the pooled cells'."""
-    model = _set_up(experiment.copy())
-    pooled = tl.estimate_effects(model.adata, "TNFa", cluster_key="donor", model=model)
-    by = tl.estimate_effects(model.adata, "TNFa", groupby="cell_type", cluster_key="donor", model=model)
+    pooled = tl.estimate_effects(experiment, "TNFa", cluster_key="donor")
+    by = tl.estimate_effects(experiment, "TNFa", groupby="cell_type", cluster_key="donor")
     weights = experiment.obs["cell_type"].value_counts(normalize=True)
     wide = by.pivot(index="gene", columns="stratum", values="estimate")
     expected = (wide * weights[wide.columns].to_numpy()).sum(axis=1)
@@ -92,55 +93,76 @@ def test_strata_are_the_units_of_an_average(experiment):
 
 
 def test_a_pair_without_cells_is_extrapolated_and_says_so(fitted):
-    model, adata = fitted
-    table = tl.estimate_effects(model.adata, "IFNb", groupby="cell_type", cluster_key="donor", model=model)
+    arguments = {"groupby": "cell_type", "cluster_key": "donor", "model": fitted}
+    table = tl.estimate_effects(fitted.adata, "IFNb", **arguments)
     unmeasured = table[table["stratum"] == "B"]
     assert (unmeasured["estimator"] == "extrapolation").all()
     assert unmeasured["estimate"].notna().all()
     assert unmeasured[["std_error", "ci_low", "p_value", "q_value"]].isna().all().all()
     assert unmeasured["note"].str.contains("no design-based interval").all()
     assert (table.loc[table["stratum"] != "B", "estimator"] == "observed").all()
-    assert tl.estimate_effects(model.adata, "IFNb", groupby="cell_type", cluster_key="donor", model=model).equals(table)
-    refused = tl.estimate_effects(model.adata, "IFNb", groupby="cell_type", estimator="observed", cluster_key="donor", model=model)
+    assert tl.estimate_effects(fitted.adata, "IFNb", **arguments).equals(table)
+    refused = tl.estimate_effects(fitted.adata, "IFNb", estimator="observed", **arguments)
     assert (refused.loc[refused["stratum"] == "B", "estimator"] == "skipped").all()
 
 
 def test_predictions_are_on_the_scale_of_measured_means(fitted):
     """Means of drawn outcomes, not logarithms of expectations, stand beside measured means."""
-    model, adata = fitted
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        plugin = tl.estimate_effects(model.adata, "TNFa", estimator="plugin", model=model)
-        observed = tl.estimate_effects(model.adata, "TNFa", model=model)
+        plugin = tl.estimate_effects(fitted.adata, "TNFa", estimator="plugin", model=fitted)
+        observed = tl.estimate_effects(fitted.adata, "TNFa")
     for column in ("mean_factual", "mean_counterfactual"):
         difference = (plugin[column] - observed[column]).abs().mean()
         assert difference < 0.15 * observed[column].mean()
 
 
-def test_an_untrained_model_does_not_extrapolate(experiment):
-    model = _set_up(experiment.copy())
-    table = tl.estimate_effects(model.adata, "IFNb", groupby="cell_type", cluster_key="donor", model=model)
+def test_nothing_is_extrapolated_without_a_trained_model(experiment):
+    untrained = VCI(experiment, n_latent=3, seed=0)
+    keys = {"groupby": "cell_type", "cluster_key": "donor"}
+    table = tl.estimate_effects(experiment, "IFNb", **keys)
     unmeasured = table[table["stratum"] == "B"]
     assert (unmeasured["estimator"] == "skipped").all()
     assert unmeasured["note"].str.contains("no treated cells").all()
-    with pytest.raises(RuntimeError, match="call train"):
-        tl.estimate_effects(model.adata, "IFNb", estimator="plugin", cluster_key="donor", model=model)
-    with pytest.raises(RuntimeError, match="call train"):
-        tl.estimate_effects(model.adata, "IFNb", estimator="robust", cluster_key="donor", model=model)
+    by_model = tl.estimate_effects(experiment, "IFNb", **keys, model=untrained)
+    pd.testing.assert_frame_equal(by_model, table)
+    for estimator in ("plugin", "robust"):
+        with pytest.raises(ValueError, match="pass model="):
+            tl.estimate_effects(experiment, "IFNb", estimator=estimator, **keys)
+        with pytest.raises(RuntimeError, match="call train"):
+            tl.estimate_effects(experiment, "IFNb", estimator=estimator, **keys, model=untrained)
 
 
-def test_other_cells_in_another_order_of_genes(experiment):
-    model = _set_up(experiment.copy())
+def test_a_copy_is_read_as_the_original_until_it_is_set_up_itself(experiment):
+    copy, keys = experiment.copy(), {"treatment": "TNFa", "cluster_key": "donor"}
+    expected = tl.estimate_effects(experiment, **keys)
+    pd.testing.assert_frame_equal(tl.estimate_effects(copy, **keys), expected)
+    _set_up(copy, categorical_covariate_keys=None)
+    unadjusted = tl.estimate_effects(copy, **keys)["estimate"]
+    assert not np.allclose(unadjusted, expected["estimate"], atol=1e-4, equal_nan=True)
+    pd.testing.assert_frame_equal(tl.estimate_effects(experiment, **keys), expected)
+
+
+def test_cells_that_were_not_set_up_are_refused(experiment):
+    other = experiment.copy()
+    del other.uns["_scvi_uuid"]
+    for estimate in (tl.estimate_effects, tl.estimate_interactions, tl.check_overlap):
+        with pytest.raises(ValueError, match="not set up in this session.*model="):
+            estimate(other)
+
+
+def test_other_cells_in_another_order_of_genes(experiment, fitted):
     rng = np.random.default_rng(1)
     other = experiment[rng.permutation(900), rng.permutation(40)].copy()
+    other.uns.clear()
     keys = {"groupby": "cell_type", "cluster_key": "donor"}
     pd.testing.assert_frame_equal(
-        tl.estimate_effects(model.adata, "TNFa", **keys, model=model),
-        tl.estimate_effects(other, "TNFa", **keys, model=model),
+        tl.estimate_effects(experiment, "TNFa", **keys),
+        tl.estimate_effects(other, "TNFa", **keys, model=fitted),
         rtol=1e-6,
     )
-    with pytest.raises(ValueError, match="leave adata out"):
-        tl.estimate_effects(other, "TNFa", estimator="robust", **keys, model=_train(model))
+    with pytest.raises(ValueError, match="pass adata=model.adata"):
+        tl.estimate_effects(other, "TNFa", estimator="robust", **keys, model=fitted)
 
 
 def test_layers_dense_and_sparse_agree(experiment):
@@ -148,8 +170,8 @@ def test_layers_dense_and_sparse_agree(experiment):
     dense.layers["dense"] = dense.X.toarray()
     dense.X = sparse.csr_matrix(dense.shape)
     pd.testing.assert_frame_equal(
-        tl.estimate_effects(_set_up(dense, layer="dense").adata, cluster_key="donor", model=_set_up(dense, layer="dense")),
-        tl.estimate_effects(_set_up(experiment.copy()).adata, cluster_key="donor", model=_set_up(experiment.copy())),
+        tl.estimate_effects(_set_up(dense, layer="dense"), cluster_key="donor"),
+        tl.estimate_effects(experiment, cluster_key="donor"),
         rtol=1e-5,
     )
 
@@ -157,7 +179,9 @@ def test_layers_dense_and_sparse_agree(experiment):
 def test_size_factors_normalise(experiment):
     adata = experiment.copy()
     adata.obs["size"] = 2.0
-    table = tl.estimate_effects(_set_up(adata, size_factor_key="size").adata, "TNFa", scale="counts", cluster_key="donor", groupby="cell_type", model=_set_up(adata, size_factor_key="size"))
+    keys = {"groupby": "cell_type", "cluster_key": "donor"}
+    _set_up(adata, size_factor_key="size")
+    table = tl.estimate_effects(adata, "TNFa", scale="counts", **keys)
     row = table[(table["stratum"] == "B")].iloc[0]
     cells = (adata.obs["cell_type"] == "B") & (adata.obs["treatment"] == "TNFa")
     mean = adata[cells.to_numpy(), row["gene"]].X.toarray()
@@ -169,57 +193,62 @@ def test_size_factors_normalise(experiment):
 def test_log_normalised_data_are_taken_as_they_are(experiment):
     adata = experiment.copy()
     adata.X = _log_normalised(experiment).astype(np.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        VCI.setup_anndata(adata, categorical_covariate_keys=["cell_type"])
-        model = VCI(adata, likelihood="normal", seed=0)
-    pd.testing.assert_frame_equal(
-        tl.estimate_effects(model.adata, "TNFa", cluster_key="donor", model=model),
-        tl.estimate_effects(_set_up(experiment.copy()).adata, "TNFa", cluster_key="donor", model=_set_up(experiment.copy())),
-        rtol=1e-4,
-    )
-    with pytest.raises(ValueError, match="needs counts"):
-        tl.estimate_effects(model.adata, "TNFa", scale="lfc", cluster_key="donor", model=model)
+    model = VCI(_set_up(adata), likelihood="normal", seed=0)
+    expected = tl.estimate_effects(experiment, "TNFa", cluster_key="donor")
+    for arguments in ({}, {"model": model}):
+        arguments = {"cluster_key": "donor", **arguments}
+        table = tl.estimate_effects(adata, "TNFa", **arguments)
+        pd.testing.assert_frame_equal(table, expected, rtol=1e-4)
+        with pytest.raises(ValueError, match="needs counts"):
+            tl.estimate_effects(adata, "TNFa", scale="lfc", **arguments)
 
 
 def test_robust_is_never_worse_and_keeps_its_models(fitted, monkeypatch):
-    model, _ = fitted
     arguments = {"cluster_key": "donor", "n_folds": 2, "show_progress": False, "max_epochs": 4}
-    robust = tl.estimate_effects(model.adata, ["TNFa", "IFNb"], estimator="robust", **arguments, model=model)
-    observed = tl.estimate_effects(model.adata, ["TNFa", "IFNb"], cluster_key="donor", model=model)
+    targets = ["TNFa", "IFNb"]
+    robust = tl.estimate_effects(
+        fitted.adata, targets, estimator="robust", model=fitted, **arguments
+    )
+    observed = tl.estimate_effects(fitted.adata, targets, cluster_key="donor")
     assert set(robust["estimator"]) <= {"robust", "observed"}
     refused = (robust["estimator"] == "observed").to_numpy()
     np.testing.assert_allclose(robust["estimate"][refused], observed["estimate"][refused])
     assert robust.loc[refused, "note"].str.contains("leakage").all()
-    monkeypatch.setattr(type(model), "_fit_without", None)
-    leakage = tl.leakage_test(model, **arguments)
-    assert set(leakage["treatment"]) == set(model.treatments)
+    monkeypatch.setattr(_crossfit, "_fit_without", None)
+    leakage = tl.leakage_test(fitted, **arguments)
+    assert set(leakage["treatment"]) == set(fitted.treatments)
     tested = leakage["p_value"].notna()
     assert tested.mean() > 0.5
     assert leakage.loc[tested, "p_value"].between(0, 1).all()
 
 
-def test_bad_names_are_named(fitted):
-    model, _ = fitted
+def test_bad_names_are_named(experiment):
     with pytest.raises(ValueError, match="'IFNg' is unknown"):
-        tl.estimate_effects(model.adata, "IFNg", model=model)
+        tl.estimate_effects(experiment, "IFNg", cluster_key="donor")
     with pytest.raises(ValueError, match="'controll' is unknown"):
-        tl.estimate_effects(model.adata, "IFNb", reference="controll", model=model)
+        tl.estimate_effects(experiment, "IFNb", reference="controll", cluster_key="donor")
     with pytest.raises(KeyError, match="no column 'cel_type' .argument groupby"):
-        tl.estimate_effects(model.adata, "IFNb", groupby="cel_type", model=model)
+        tl.estimate_effects(experiment, "IFNb", groupby="cel_type", cluster_key="donor")
     with pytest.raises(KeyError, match="argument cluster_key"):
-        tl.estimate_effects(model.adata, "IFNb", cluster_key="mouse", model=model)
+        tl.estimate_effects(experiment, "IFNb", cluster_key="mouse")
     with pytest.raises(ValueError, match="reference"):
-        tl.estimate_effects(model.adata, "control", cluster_key="donor", model=model)
+        tl.estimate_effects(experiment, "control", cluster_key="donor")
+
+
+def test_unknown_estimators_are_named(fitted):
     with pytest.raises(ValueError, match="estimator='tmle'"):
-        tl.estimate_effects(model.adata, "IFNb", estimator="tmle", cluster_key="donor", model=model)
+        tl.estimate_effects(
+            fitted.adata, "IFNb", estimator="tmle", cluster_key="donor", model=fitted
+        )
+    with pytest.raises(ValueError, match="estimator='tmle'"):
+        tl.estimate_effects(fitted.adata, "IFNb", estimator="tmle", cluster_key="donor")
 
 
 def test_labels_that_are_missing_are_refused(experiment):
     adata = experiment.copy()
     adata.obs["group"] = ["a", None] * 450
     with pytest.raises(ValueError, match=r"obs\['group'\] has 450 missing"):
-        tl.estimate_effects(_set_up(adata).adata, "TNFa", groupby="group", cluster_key="donor", model=_set_up(adata))
+        tl.estimate_effects(adata, "TNFa", groupby="group", cluster_key="donor")
 
 
 def test_continuous_covariates_are_adjusted_for_by_propensity():
@@ -239,19 +268,26 @@ def test_continuous_covariates_are_adjusted_for_by_propensity():
         index=[f"c{i}" for i in range(n)],
     )
     adata = anndata.AnnData(rng.poisson(rate).astype(np.float32), obs=obs)
-    crude = tl.estimate_effects(_set_up(adata.copy()).adata, "drug", model=_set_up(adata.copy()))
-    table = tl.estimate_effects(_set_up(adata.copy(), continuous_covariate_keys=["age"]).adata, "drug", model=_set_up(adata.copy(), continuous_covariate_keys=["age"]))
+    crude = tl.estimate_effects(_set_up(adata.copy()), "drug")
+    table = tl.estimate_effects(_set_up(adata, continuous_covariate_keys=["age"]), "drug")
     bias = [t["estimate"].head(5).abs().mean() for t in (crude, table)]
     assert bias[0] > 0.3
     assert bias[1] < 0.2 * bias[0]
 
 
 def test_a_reference_other_than_the_control(experiment):
-    model = _set_up(experiment.copy())
-    forth = tl.estimate_effects(model.adata, "IFNb", reference="TNFa", cluster_key="donor", model=model)
-    back = tl.estimate_effects(model.adata, "TNFa", reference="IFNb", cluster_key="donor", model=model)
+    forth = tl.estimate_effects(experiment, "IFNb", reference="TNFa", cluster_key="donor")
+    back = tl.estimate_effects(experiment, "TNFa", reference="IFNb", cluster_key="donor")
     np.testing.assert_allclose(forth["estimate"], -back["estimate"])
     np.testing.assert_allclose(forth["p_value"], back["p_value"])
+
+
+def test_arms_are_treatments_at_a_dose(screen):
+    table = tl.estimate_effects(screen.adata, "drug_1@10", model=screen)
+    assert set(table["treatment"]) == {"drug_1@10"}
+    assert np.isfinite(table["estimate"]).all()
+    with pytest.raises(ValueError, match="'drug_1@5' was not measured"):
+        tl.estimate_effects(screen.adata, "drug_1@5", model=screen)
 
 
 @pytest.mark.real
@@ -265,8 +301,9 @@ def test_a_reference_other_than_the_control(experiment):
 def test_interferon_genes_come_out_on_top(real_data, name, known):
     """Donors are the replicates: two or three of them, each with both arms."""
     adata = anndata.read_h5ad(real_data / f"{name}.h5ad")
-    model = _set_up(adata)
-    table = tl.estimate_effects(model.adata, "IFNB", cluster_key="donor", min_cells=10, moderated=True, model=model)
+    table = tl.estimate_effects(
+        _set_up(adata), "IFNB", cluster_key="donor", min_cells=10, moderated=True
+    )
     top = table.sort_values("p_value").head(12)
     found = top[top["gene"].isin(known)]
     assert len(found) >= 0.8 * len(known)
@@ -276,7 +313,7 @@ def test_interferon_genes_come_out_on_top(real_data, name, known):
 @pytest.mark.real
 def test_nothing_is_found_where_nothing_is(real_data):
     adata = anndata.read_h5ad(real_data / "mcfaline.h5ad")
-    table = tl.estimate_effects(_set_up(adata).adata, groupby="cell_type", model=_set_up(adata))
+    table = tl.estimate_effects(_set_up(adata), groupby="cell_type")
     tested = table["p_value"].notna()
     assert tested.mean() > 0.3
     # Lists are nearly empty: 27 of them, of which most hold nothing.
