@@ -12,7 +12,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
-from scvci.data import split_cells
+from scvci.data._splitter import split_cells
 from scvci.datasets import simulate_perturbation
 from scvci.metrics import BASELINES, evaluate, pseudobulk, verdict
 from scvci.model import VCI

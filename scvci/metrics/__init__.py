@@ -9,9 +9,9 @@ from ._de import (
     top_k_overlap,
 )
 from ._discrimination import centroid_accuracy, perturbation_discrimination
-from ._distributions import MMD_GAMMAS, energy_distance, mmd
+from ._distributions import energy_distance, mmd
 from ._evaluate import evaluate
-from ._individual import ite_corr, pehe, per_cell_mse, top_genes
+from ._individual import ite_corr, pehe, per_cell_mse
 from ._population import (
     cosine_logfc,
     l2_top_expressed,
@@ -23,15 +23,13 @@ from ._population import (
     systema_reference,
 )
 from ._scoring import METRICS
-from ._tables import baseline_tables, log_normalise, pair_pseudobulks
+from ._tables import log_normalise, pair_pseudobulks
 from ._verdict import summarize, verdict
 
 __all__ = [
     "BASELINES",
     "METRICS",
-    "MMD_GAMMAS",
     "additive",
-    "baseline_tables",
     "centroid_accuracy",
     "cosine_logfc",
     "de_jaccard",
@@ -57,7 +55,6 @@ __all__ = [
     "r2_variances",
     "summarize",
     "systema_reference",
-    "top_genes",
     "top_k_overlap",
     "treatment_mean",
     "verdict",

@@ -9,14 +9,16 @@ import numpy as np
 import torch
 from scvi.utils import track
 
-from scvci.pooling import effect_variances, forecast, merge_means, pair_means
+from scvci.pooling import effect_variances, forecast, pair_means
+from scvci.pooling._means import merge_means
 
 from ._calibration import Calibration, is_carried
 from ._shift_solver import DecodedArms
 from ._stratum_cells import PairBatches, encode_cells, n_cells_per_stratum
 
 if TYPE_CHECKING:
-    from scvci.data import Cells, Statistics
+    from scvci.data import Cells
+    from scvci.data._statistics import Statistics
     from scvci.module import VCIModule
     from scvci.pooling import Forecast, PairMeans, Pairs
 

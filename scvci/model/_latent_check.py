@@ -14,7 +14,8 @@ from scvci.data import _constants as keys
 from scvci.module import latent_divergence
 
 if TYPE_CHECKING:
-    from scvci.data import Cells, Statistics
+    from scvci.data import Cells
+    from scvci.data._statistics import Statistics
     from scvci.module import VCIModule
 
     from ._calibration import Calibration

@@ -19,7 +19,8 @@ from scvci.data import _constants as keys
 from scvci.data._conditions import format_dose
 from scvci.data._labels import encode, missing_key_message, read_labels
 from scvci.data._results import safe_name
-from scvci.module import expect_with_residuals, sample_with_residuals, sample_with_totals
+from scvci.module._coupling import expect_with_residuals, sample_with_residuals
+from scvci.module._totals import sample_with_totals
 
 from ._base import VCIBase
 from ._layers import LayerCollector, Scale
@@ -193,9 +194,9 @@ class PredictionMixin(VCIBase):
         :func:`scvci.tl.predict_interval` does.
 
         Residuals (``keep_residuals``) are counting noise and what is particular to a gene of a
-        cell. That they are the same in every world is a further assumption that no data test
-        (:func:`scvci.module.expect_with_residuals` says which). It fits questions about the very
-        molecules of a cell; for its expected expression, residuals are noise.
+        cell. That they are the same in every world is a further assumption that no data test;
+        the page on the method says which. It fits questions about the very molecules of a cell;
+        for its expected expression, residuals are noise.
 
         References
         ----------

@@ -9,7 +9,7 @@ import numpy as np
 
 from scvci.data import Cells
 from scvci.data._extension import align_genes, extend_registry
-from scvci.module import extend_weights
+from scvci.module._extension import extend_weights
 
 from ._calibration import ReferenceState
 from ._saving import SavingMixin

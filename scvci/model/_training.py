@@ -14,8 +14,10 @@ from scvci.data import _constants as keys
 from scvci.data._sampler import CounterfactualSampler
 from scvci.data._splitter import CounterfactualSplitter, split_cells
 from scvci.data._statistics import compute_statistics
-from scvci.pooling import effect_variances, similarity_weights
-from scvci.train import RestoreBest, VCITrainingPlan
+from scvci.pooling import effect_variances
+from scvci.pooling._similarity import similarity_weights
+from scvci.train import VCITrainingPlan
+from scvci.train._callbacks import RestoreBest
 
 from ._arms import mean_effects, variance_beyond
 from ._base import Seeded, VCIBase

@@ -16,7 +16,8 @@ from scvci.data._conditions import find_keys, read_conditions
 from scvci.data._embeddings import read_embeddings
 from scvci.data._fields import CovariateField, TreatmentField, stratum_codes, stratum_names
 from scvci.data._validation import check_pairs, covariate_list, validate_setup, warn_about_empty
-from scvci.module import DataSizes, ModuleConfig, VCIModule, build_config
+from scvci.module import DataSizes, ModuleConfig, VCIModule
+from scvci.module._presets import build_config
 from scvci.pooling import Pairs
 
 from ._base import Seeded

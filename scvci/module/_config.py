@@ -96,7 +96,9 @@ class ModuleConfig:
     architecture, objective
         Networks, and the terms of the objective.
     target_sampling
-        How targets t′ are drawn, see :class:`~scvci.data.CounterfactualSampler`.
+        How targets t′ are drawn: ``"balanced"`` with equal probability among the other arms that
+        have cells in the stratum, control included; ``"paper"`` as the treatment of a random
+        treated cell of any stratum.
     """
 
     likelihood: LikelihoodName = "nb"

@@ -68,7 +68,7 @@ def evaluate(
         two strata, and else cells.
     pairs
         (treatment, stratum) pairs to hold out, strata by their names in ``model.strata``; by
-        default all that can be (:func:`scvci.data.pair_folds`).
+        default all whose treatment was measured in another stratum, too.
     max_folds
         Most folds, that is trainings; by default all: as many as there are treatments, or
         strata if there is one treatment. With fewer, the first ones.

@@ -12,7 +12,8 @@ from scvi import settings
 
 from scvci.data._cells import resolve_indices
 from scvci.data._requests import measured_names
-from scvci.effects import conformal_rank, conformal_threshold, least_calibration_cells
+from scvci.effects import conformal_threshold
+from scvci.effects._conformal import conformal_rank, least_calibration_cells
 from scvci.model._prediction import layer_names
 
 from ._predictive import Predictive

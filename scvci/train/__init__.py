@@ -1,6 +1,5 @@
 """How the module is optimised."""
 
-from ._callbacks import RestoreBest
 from ._plan import VCITrainingPlan
 
-__all__ = ["RestoreBest", "VCITrainingPlan"]
+__all__ = ["VCITrainingPlan"]
