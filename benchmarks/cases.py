@@ -14,7 +14,8 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from scvci.data import pair_counts, pair_folds
+from scvci.data import pair_counts
+from scvci.data._folds import pair_folds
 from scvci.datasets import Departures, plant_effects, simulate_perturbation
 from scvci.metrics import pseudobulk
 

@@ -17,7 +17,8 @@ from peers import PEERS, predict
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from scvci.data import Cohort, compute_statistics
+from scvci.data import Cohort
+from scvci.data._statistics import compute_statistics
 from scvci.metrics import (
     BASELINES,
     log_normalise,

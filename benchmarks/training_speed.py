@@ -17,7 +17,7 @@ import warnings
 import torch
 
 import scvci
-from scvci.data import CounterfactualSplitter
+from scvci.data._splitter import CounterfactualSplitter
 from scvci.model import VCI
 from scvci.train import VCITrainingPlan
 

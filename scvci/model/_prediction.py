@@ -20,7 +20,7 @@ from scvci.data._conditions import format_dose
 from scvci.data._labels import encode, missing_key_message, read_labels
 from scvci.data._results import safe_name
 from scvci.module._coupling import expect_with_residuals, sample_with_residuals
-from scvci.module._totals import sample_with_totals
+from scvci.module._fixed_totals import sample_with_totals
 
 from ._base import VCIBase
 from ._layers import LayerCollector, Scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvci.data import choose_folds, pair_folds
+from scvci.data._folds import choose_folds, pair_folds
 
 
 def test_latin_square():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from scvci.effects import estimate_effects, moderate
+from scvci.effects import estimate_effects
+from scvci.effects._moderation import moderate
 
 
 def _variances(rng, n_genes, df, prior_df, scale=2.0):

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import scvci
-from scvci.data import compute_statistics
+from scvci.data._statistics import compute_statistics
 from scvci.model import VCI, _calibration_fit, _shift_solver, _stratum_cells
 from scvci.pooling import Pairs, effect_variances, forecast
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from scvci import module
-from scvci.module import BACKBONES, DataSizes, TrainingDefaults, VCIModule, _config, build_config
+from scvci.module import BACKBONES, DataSizes, TrainingDefaults, VCIModule, _config
+from scvci.module._presets import build_config
 
 #: The control, two doses of A, B, both, and B at a lower dose with A.
 _DOSES = np.array([[0, 0], [0.1, 0], [1, 0], [0, 1], [1, 1], [1, 0.5]])

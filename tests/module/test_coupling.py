@@ -9,7 +9,7 @@ from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNe
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import scvci
-from scvci.module import expect_with_residuals, sample_with_residuals
+from scvci.module._coupling import expect_with_residuals, sample_with_residuals
 
 _MEAN = torch.tensor([[0.5, 2.0, 8.0]])
 _OUTCOME = torch.tensor([[0.0, 5.0, 7.0]])

@@ -10,7 +10,8 @@ import pytest
 import torch
 from scipy import stats
 
-from scvci.module import COVARIATE_TERMS, Counterfactuals, TermInputs, get_covariate_term
+from scvci.module import COVARIATE_TERMS, Counterfactuals, TermInputs
+from scvci.module._covariate_terms import get_covariate_term
 
 
 def _cells(n=6, k=5, n_genes=4, seed=0, **changes):

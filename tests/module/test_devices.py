@@ -8,7 +8,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scvci.data import _constants as keys
-from scvci.module import COVARIATE_TERMS, DataSizes, VCIModule, build_config
+from scvci.module import COVARIATE_TERMS, DataSizes, VCIModule
+from scvci.module._presets import build_config
 
 N, G, T = 8, 5, 3
 

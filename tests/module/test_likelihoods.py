@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy import stats
 
-from scvci.module import BACKBONES, LIKELIHOODS, PRESETS, DataSizes, VCIModule
+from scvci.module import BACKBONES, LIKELIHOODS, DataSizes, VCIModule
+from scvci.module._presets import PRESETS
 
 
 @pytest.mark.parametrize("name", ["nb", "zinb", "poisson"])

@@ -12,8 +12,9 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from scvci.data import _constants as keys
-from scvci.module import BACKBONES, LIKELIHOODS, PRESETS, DataSizes, VCIModule
+from scvci.module import BACKBONES, LIKELIHOODS, DataSizes, VCIModule
 from scvci.module._paper import PaperDecoder, PaperEncoder
+from scvci.module._presets import PRESETS
 
 N, G, T = 6, 5, 3
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from scvci.pooling import PairMeans, Pairs, merge_means
+from scvci.pooling import PairMeans, Pairs
+from scvci.pooling._means import merge_means
 
 
 def test_pairs_are_counted_and_found_again():

@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import MultiStepLR
 
-from scvci.module import DataSizes, VCIModule, build_config
-from scvci.train import RestoreBest, VCITrainingPlan
+from scvci.module import DataSizes, VCIModule
+from scvci.module._presets import build_config
+from scvci.train import VCITrainingPlan
+from scvci.train._callbacks import RestoreBest
 
 
 def _plan(term="moments", n_epochs=4, **settings):
