@@ -1,6 +1,7 @@
 import os
 import shutil
 from importlib.metadata import version as package_version
+from importlib.util import find_spec
 from pathlib import Path
 
 _HERE = Path(__file__).parent
@@ -19,20 +20,25 @@ version = release
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
-    "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
-autosummary_generate = False
+toc_object_entries_show_parents = "hide"
 napoleon_google_docstring = False
 napoleon_use_ivar = True
+# What a function returns is described in sentences.
+napoleon_custom_sections = ["Returns"]
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 2
-# The notebooks are executed by the tests and kept without outputs.
+# The notebooks are kept with their outputs; the tests execute them.
 nb_execution_mode = "off"
+
+# Formulas need no network: a copy of MathJax, one file, is part of the site.
+_MATHJAX = Path(find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js"
+mathjax_path = _MATHJAX.name
 
 # Links to other projects need the network, so that a build does not by default.
 if os.environ.get("SCVCI_DOCS_INTERSPHINX"):
@@ -44,5 +50,5 @@ if os.environ.get("SCVCI_DOCS_INTERSPHINX"):
     }
 
 html_theme = "furo"
-html_static_path = ["_static"]
+html_static_path = ["_static", str(_MATHJAX)]
 html_title = "scvci"
