@@ -19,8 +19,8 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from scvci import tl
 import scvci
+from scvci import tl
 from scvci.model import VCI
 
 #: Heterogeneity and inverse dispersion of the experiments; the last is as good as Poisson.
@@ -46,7 +46,9 @@ def run(heterogeneity: float, inverse_dispersion: float, seed: int, epochs: int)
     model = VCI(adata, n_latent=6, seed=seed)
     options = {"accelerator": "cpu", "enable_progress_bar": False}
     model.train(max_epochs=1, **options)
-    table = tl.heterogeneity_test(model, "IFNb", n_folds=3, show_progress=False, max_epochs=epochs, **options)
+    table = tl.heterogeneity_test(
+        model, "IFNb", n_folds=3, show_progress=False, max_epochs=epochs, **options
+    )
     table["truth"] = np.nan
     log_fold = np.log(adata.layers["true_IFNb"] / adata.layers["true_control"])
     for stratum in model.strata:

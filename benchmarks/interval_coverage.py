@@ -73,7 +73,9 @@ def intervals(
         )
     }
     for method in ("stratum", "individual"):
-        layers[method] = tl.predict_interval(model, treatment, level, method, indices=rows, layer_added=method)
+        layers[method] = tl.predict_interval(
+            model, treatment, level, method, indices=rows, layer_added=method
+        )
     return {name: tuple(adata.layers[end][rows] for end in ends) for name, ends in layers.items()}
 
 

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvci.data import Cells, Condition, TreatmentKeys, Treatments
+from scvci.data import Cells, Condition, Treatments
+from scvci.data._conditions import TreatmentKeys
 from scvci.data._validation import get_matrix
 from scvci.model import VCI
 

@@ -316,9 +316,7 @@ class CovariateField(CodesField):
         for key, edges in self.edges.items():
             if key not in adata.obs:
                 cure = f"Cells need it to be placed in a stratum: add obs[{key!r}]."
-                raise KeyError(
-                    missing_key_message(adata, key, "continuous_covariate_keys", cure)
-                )
+                raise KeyError(missing_key_message(adata, key, "continuous_covariate_keys", cure))
             bins = np.digitize(adata.obs[key].to_numpy(dtype=float), np.asarray(edges))
             columns.append((bins, [f"{key} q{i + 1}" for i in range(len(edges) + 1)]))
         return columns or [(np.zeros(adata.n_obs, dtype=np.int64), [self.SINGLE_LEVEL])]

@@ -7,8 +7,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scvci.data import Condition, TreatmentKeys
-from scvci.data._conditions import CONTROL, find_keys, format_dose, parse_label, read_conditions
+from scvci.data import Condition
+from scvci.data._conditions import (
+    CONTROL,
+    TreatmentKeys,
+    find_keys,
+    format_dose,
+    parse_label,
+    read_conditions,
+)
 
 PLAIN = TreatmentKeys("treatment", ("control",))
 COMBINED = TreatmentKeys("treatment", ("control",), None, "+")

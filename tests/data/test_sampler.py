@@ -8,8 +8,9 @@ from anndata import AnnData
 from helpers import table_of_cells
 from scipy import stats
 
-from scvci.data import CounterfactualSampler, compute_statistics
 from scvci.data import _constants as keys
+from scvci.data._sampler import CounterfactualSampler
+from scvci.data._statistics import compute_statistics
 
 
 @pytest.fixture

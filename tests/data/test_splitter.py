@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvci.data import split_cells
+from scvci.data._splitter import split_cells
 
 
 def test_split_is_stratified_and_keeps_a_training_cell_per_group(rng):

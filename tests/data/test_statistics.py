@@ -8,7 +8,7 @@ from anndata import AnnData
 from helpers import table_of_cells
 from scipy import sparse
 
-from scvci.data import compute_statistics
+from scvci.data._statistics import compute_statistics
 
 _N_CELLS, _N_PAIRS = 4000, 4
 

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from scvci.data import Condition, TreatmentKeys, Treatments
-from scvci.data._conditions import CONTROL, parse_label
+from scvci.data import Condition, Treatments
+from scvci.data._conditions import CONTROL, TreatmentKeys, parse_label
 
 PLAIN = TreatmentKeys("treatment", ("control",))
 COMBINED = TreatmentKeys("treatment", ("control",), None, "+")

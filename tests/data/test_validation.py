@@ -11,7 +11,7 @@ import pytest
 from helpers import table_of_cells
 from scipy import sparse
 
-from scvci.data import TreatmentKeys
+from scvci.data._conditions import TreatmentKeys
 from scvci.data._validation import check_pairs, is_integral, validate_setup, warn_about_empty
 from scvci.pooling import Pairs
 

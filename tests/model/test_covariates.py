@@ -9,8 +9,9 @@ import pytest
 import torch
 from helpers import train
 
-from scvci.data import CounterfactualSampler, compute_statistics
 from scvci.data import _constants as keys
+from scvci.data._sampler import CounterfactualSampler
+from scvci.data._statistics import compute_statistics
 from scvci.datasets import simulate_screen
 from scvci.model import VCI
 
