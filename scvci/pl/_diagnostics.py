@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.colors import LogNorm
 
-from ._plots import _COLORS, _finish
+from ._panels import COLORS, finish, legend_above
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pandas as pd
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _STATISTICS = {
     "auc": "AUC of telling the treatment\nfrom the latent state",
@@ -28,12 +29,14 @@ _MAX_NUMBERS = 400
 
 def disentanglement(
     table: pd.DataFrame,
-    test: str = "auc",
-    level: float = 0.05,
+    test: Literal["auc", "energy"] = "auc",
+    *,
+    q_threshold: float = 0.05,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Plot how well treatments are told from the latent state, against relabelled cells.
 
     A latent state that is free of the treatment lies within the grey bars: from the 5 % to the
@@ -45,17 +48,18 @@ def disentanglement(
         Result of :func:`~scvci.tl.disentanglement_test` or
         :func:`~scvci.effects.conditional_independence_test`.
     test
-        ``"auc"`` or ``"energy"``.
-    level
+        ``"auc"``: how well a classifier tells the treatment from the latent state; ``"energy"``:
+        share of the dispersion of latent states that lies between treatments.
+    q_threshold
         q-value below which a stratum is coloured (of the joint test, p-value).
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in.
 
     Returns
     -------
-    The axes.
+    The axes; the figure if ``return_fig``; ``None`` if the figure was shown.
 
     Raises
     ------
@@ -65,6 +69,7 @@ def disentanglement(
     rows = table[table["test"] == test]
     if rows.empty:
         raise ValueError(f"No rows of test {test!r}; found: {sorted(set(table['test']))}.")
+    given = ax is not None
     if ax is None:
         _, ax = plt.subplots(figsize=(5.5, 1.3 + 0.32 * len(rows)))
     # The joint test stands apart from the strata.
@@ -74,15 +79,15 @@ def disentanglement(
     ax.use_sticky_edges = False
     if test == "auc":
         ax.axvline(0.5, color="0.5", linewidth=0.8, zorder=0)
-    significant = rows["q_value"].to_numpy() < level
-    sign = f"q < {level:g}"
+    significant = rows["q_value"].to_numpy() < q_threshold
+    sign = f"q < {q_threshold:g}"
     for chosen, color, label in (
         (significant, "orange", f"observed, {sign}"),
         (~significant, "blue", "observed"),
     ):
         values = rows["statistic"].to_numpy()[chosen]
         if np.isfinite(values).any():
-            ax.plot(values, y[chosen], "o", color=_COLORS[color], markersize=5, label=label)
+            ax.plot(values, y[chosen], "o", color=COLORS[color], markersize=5, label=label)
     for position, p_value in zip(y, rows["p_value"], strict=True):
         text = "not tested" if np.isnan(p_value) else f"p = {p_value:.2g}"
         ax.annotate(
@@ -97,45 +102,51 @@ def disentanglement(
     ax.set(yticks=y, yticklabels=names, xlabel=_STATISTICS.get(test, test))
     ax.set_ylim(y[-1] + 0.6, -0.6)
     ax.spines[["top", "right"]].set_visible(False)
-    _legend_above(ax)
-    _finish(ax.figure, show, save)
-    return ax
+    legend_above(ax)
+    return finish(ax, show, save, given, return_fig)
 
 
 def overlap(
     table: pd.DataFrame,
+    *,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Heat map of the cells of each (stratum, treatment), with poor pairs marked.
 
     Parameters
     ----------
     table
         Result of :func:`~scvci.tl.check_overlap` or :func:`~scvci.effects.overlap_table`.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in.
 
     Returns
     -------
-    The axes.
+    The axes; the figure if ``return_fig``; ``None`` if the figure was shown.
     """
-    strata, treatments = table["stratum"].unique(), table["treatment"].unique()
-    shape = (len(strata), len(treatments))
-    counts = table["n_cells"].to_numpy().reshape(shape)
-    flags = table["flag"].to_numpy().reshape(shape)
+    strata, treatments = pd.unique(table["stratum"]), pd.unique(table["treatment"])
+    row, column = pd.Index(strata), pd.Index(treatments)
+    place = row.get_indexer(table["stratum"]), column.get_indexer(table["treatment"])
+    counts = np.zeros((len(strata), len(treatments)), dtype=int)
+    flags = np.full(counts.shape, "", dtype=object)
+    counts[place], flags[place] = table["n_cells"], table["flag"]
+    given = ax is not None
     if ax is None:
         size = (2.2 + 0.6 * len(treatments), 1.4 + 0.42 * len(strata))
         _, ax = plt.subplots(figsize=np.minimum(size, 20))
     most = max(int(counts.max()), 2)
     least = int(counts[counts > 0].min(initial=most // 2))
-    norm = LogNorm(vmin=least, vmax=max(most, 2 * least))
+    most = max(most, 2 * least)
+    norm = LogNorm(vmin=least, vmax=most)
     image = ax.imshow(np.ma.masked_equal(counts, 0), cmap="Blues", norm=norm, aspect="auto")
-    bar = ax.figure.colorbar(image, ax=ax, label="cells", pad=0.02, format="%g")
-    bar.ax.yaxis.set_minor_formatter("{x:g}")
+    ticks = np.unique(np.geomspace(least, most, 5).round())
+    bar = ax.figure.colorbar(image, ax=ax, label="cells", pad=0.02, format="%g", ticks=ticks)
+    bar.minorticks_off()
     write = counts.size <= _MAX_NUMBERS
     if write:
         for (x, t), n in np.ndenumerate(counts):
@@ -155,9 +166,7 @@ def overlap(
         x, t = np.nonzero(flags == flag)
         if len(x):
             aside = np.where(counts[x, t] > 0, shift, 0)
-            ax.scatter(
-                t + aside, x - aside, marker=mark, s=28, color=_COLORS["orange"], label=flag
-            )
+            ax.scatter(t + aside, x - aside, marker=mark, s=28, color=COLORS["orange"], label=flag)
     ax.set_xticks(np.arange(len(treatments)), treatments, rotation=90)
     ax.set_yticks(np.arange(len(strata)), strata)
     ax.set_xticks(np.arange(len(treatments) + 1) - 0.5, minor=True)
@@ -166,20 +175,5 @@ def overlap(
     ax.tick_params(which="minor", length=0)
     ax.tick_params(which="major", length=2)
     if (flags != "").any():
-        _legend_above(ax)
-    _finish(ax.figure, show, save)
-    return ax
-
-
-def _legend_above(ax: Axes) -> None:
-    """Legend in one line over the axes, where it covers nothing."""
-    ax.legend(
-        frameon=False,
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=4,
-        fontsize="small",
-        handletextpad=0.4,
-        columnspacing=1.0,
-        borderaxespad=0.2,
-    )
+        legend_above(ax)
+    return finish(ax, show, save, given, return_fig)

@@ -17,8 +17,7 @@ from scipy import sparse
 
 from scvci._names import unknown_name_message
 
-from ._panels import MAX_COLUMNS, check_known, make_panels
-from ._plots import _finish
+from ._panels import CYCLE, MAX_COLUMNS, check_known, finish, make_panels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from scvci.data import Cells
     from scvci.model import VCI
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 _N_DRAWS = 10
 _TOTAL = 1e4
 _UNKNOWN = "unknown"
-#: Colours that colour-blind readers can tell apart (Okabe and Ito).
-_CYCLE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
 _STYLES = ["-", "--", ":", "-."]
 _MAX_TICKS = 6
 _BAR = {"fmt": "o", "markersize": 4.5, "capsize": 2, "elinewidth": 1, "zorder": 3}
@@ -54,6 +52,7 @@ class _Line:
 def dose_response(
     model: VCI,
     treatment: str | Sequence[str],
+    *,
     genes: str | Sequence[str] | Mapping[str, Sequence[str]],
     doses: Sequence[float] | None = None,
     groupby: str | None = None,
@@ -64,8 +63,9 @@ def dose_response(
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
+    return_fig: bool = False,
     seed: int = 0,
-) -> np.ndarray:
+) -> np.ndarray | Figure | None:
     """Plot predicted and measured mean expression against the dose of a treatment.
 
     Lines are the mean that the model predicts if all cells of the group got the dose; between
@@ -100,7 +100,7 @@ def dose_response(
         Points of the default grid, the measured doses not counted.
     max_cells
         Most cells of each group that predictions are averaged over.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in, if there is one panel.
@@ -109,7 +109,7 @@ def dose_response(
 
     Returns
     -------
-    Array of axes, one for each panel.
+    Array of axes, one per panel; the figure if ``return_fig``; ``None`` if it was shown.
 
     Raises
     ------
@@ -128,28 +128,26 @@ def dose_response(
         raise ValueError("treatment= is empty; name at least one.")
     measured = {member: _measured_doses(model, member) for member in members}
     panels = _panels(model, genes)
-    if ax is not None and len(panels) > 1:
-        raise ValueError(f"ax= holds one panel and {len(panels)} are asked for; give no ax.")
     rows_of = _group_rows(cells.adata, groupby, groups)
     smallest = min(d[0] for d in measured.values())
+    grids = {m: _grid(own, doses, n_points, smallest) for m, own in measured.items()}
+    axes = make_panels(len(panels), (3.3, 2.9), ax, "panel")
     rng = np.random.default_rng(seed)
     chosen = {
         group: np.sort(rng.choice(rows, min(len(rows), max_cells), replace=False))
         for group, rows in rows_of.items()
     }
-    axes = make_panels(len(panels), (3.3, 2.9), ax)
     lines = _lines(members, list(rows_of))
     for line in lines:
-        grid = _grid(measured[line.treatment], doses, n_points, smallest)
         part = cells.take(chosen[line.group])
+        grid = grids[line.treatment]
         curve = _predict_means(model, part, line.treatment, grid, panels, seed)
         points = _measure(model, cells, rows_of[line.group], line.treatment, panels)
         _draw(axes, line, grid, curve, points, shared=len(members) > 1)
     _label(axes, list(panels), model.is_count)
     _set_dose_axis(axes, measured, smallest)
     _add_legend(axes, lines, members, list(rows_of), given=ax is not None)
-    _finish(axes[0].figure, show, save)
-    return axes
+    return finish(axes, show, save, ax is not None, return_fig)
 
 
 # -- arguments ----------------------------------------------------------------------------------
@@ -228,7 +226,7 @@ def _lines(members: list[str], groups: list[str]) -> list[_Line]:
     by_member = len(members) > 1
     lines = []
     for (i, member), (j, group) in product(enumerate(members), enumerate(groups)):
-        color = _CYCLE[(i if by_member else j) % len(_CYCLE)]
+        color = CYCLE[(i if by_member else j) % len(CYCLE)]
         style = _STYLES[j % len(_STYLES)] if by_member else "-"
         lines.append(_Line(member, group, color, style))
     return lines

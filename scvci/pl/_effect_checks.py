@@ -10,28 +10,27 @@ import pandas as pd
 from matplotlib.ticker import PercentFormatter
 from scipy import stats
 
-from ._panels import choose, describe, label_points, make_panels, set_title
-from ._plots import _COLORS, _finish
+from ._panels import COLORS, CYCLE, choose, describe, finish, label_points, make_panels, set_title
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from matplotlib.axes import Axes
-
-#: Colours of lines, which colour-blind readers can tell apart.
-_CYCLE = [*_COLORS.values(), "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+    from matplotlib.figure import Figure
 
 
 def leakage(
     table: pd.DataFrame,
     treatment: str | None = None,
+    *,
     stratum: str | None = None,
-    level: float = 0.2,
+    q_threshold: float = 0.2,
     n_labels: int = 5,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
-) -> np.ndarray:
+    return_fig: bool = False,
+) -> np.ndarray | Figure | None:
     """Plot how far predictions depend on the treatment received, against what chance would give.
 
     The leakage statistic over its standard error, in order, against the normal quantiles that it
@@ -47,18 +46,19 @@ def leakage(
     treatment, stratum
         The only treatment or stratum to draw. By default there is a panel for each stratum, with
         all treatments.
-    level
+    q_threshold
         q-value below which a point is coloured.
     n_labels
         Most coloured points that are named, the largest first.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in; only for one stratum.
 
     Returns
     -------
-    Array of axes, one per stratum. Rows without a standard error are counted under the title.
+    Array of axes, one per stratum; the figure if ``return_fig``; ``None`` if it was shown. Rows
+    without a standard error are counted under the title.
 
     Raises
     ------
@@ -74,18 +74,18 @@ def leakage(
     strata = list(pd.unique(rows["stratum"]))
     axes = make_panels(len(strata), (3.4, 3.4), ax)
     points = [
-        _leakage_panel(panel, rows[rows["stratum"] == name], level, n_labels)
+        _leakage_panel(panel, rows[rows["stratum"] == name], q_threshold, n_labels)
         for panel, name in zip(axes, strata, strict=True)
     ]
     x, y = "expected z score without leakage", "z score of the leakage statistic"
     describe(axes, rows, x, y, given=ax is not None)
     label_points(axes, points, given=ax is not None)
-    _finish(axes[0].figure, show, save)
-    return axes
+    return finish(axes, show, save, ax is not None, return_fig)
 
 
 def interval_calibration(
     table: pd.DataFrame,
+    *,
     nominal: str = "nominal",
     observed: str = "observed",
     n: str = "n",
@@ -93,13 +93,16 @@ def interval_calibration(
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
-) -> Axes:
+    return_fig: bool = False,
+) -> Axes | Figure | None:
     """Plot the coverage that intervals have against the coverage that they promise.
 
     Parameters
     ----------
     table
-        One row per method or regime and nominal coverage.
+        One row per method or regime and nominal coverage, counted where the truth is known: of
+        intervals of :func:`~scvci.tl.estimate_effects` over effects, of
+        :func:`~scvci.tl.predict_interval` over held-out cells.
     nominal, observed
         Columns of the promised and the found coverage, between 0 and 1.
     n
@@ -108,20 +111,25 @@ def interval_calibration(
         not independent cases.
     label
         Column of the methods or regimes, if there are several.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in.
 
     Returns
     -------
-    The axes. Points below the diagonal are of intervals that are too short. If there is only one
-    nominal coverage, methods are rows instead, and points to the left of the line too short.
+    The axes; the figure if ``return_fig``; ``None`` if the figure was shown.
 
     Raises
     ------
     ValueError
         If a column is missing, or a coverage is not between 0 and 1.
+
+    Notes
+    -----
+    Points below the diagonal are of intervals that are too short. If there is only one nominal
+    coverage, methods are rows instead, and points to the left of the line are of intervals that
+    are too short.
     """
     for column in (nominal, observed):
         if column not in table:
@@ -132,12 +140,13 @@ def interval_calibration(
     names = table[label].astype(str) if label in table else pd.Series("", table.index)
     groups = {name: table[names == name] for name in pd.unique(names)}
     bounds = {g: _wilson(rows[observed], rows[n]) for g, rows in groups.items() if n in rows}
-    one_level = table[nominal].nunique() == 1
+    single = table[nominal].nunique() == 1
+    given = ax is not None
     if ax is None:
-        size = (5.0, 1.2 + 0.3 * len(groups)) if one_level else (5.0, 4.0)
+        size = (5.0, 1.2 + 0.3 * len(groups)) if single else (5.0, 4.0)
         _, ax = plt.subplots(figsize=size, layout="constrained")
-    if one_level:
-        _draw_level(ax, {g: rows[observed] for g, rows in groups.items()}, bounds)
+    if single:
+        _draw_single(ax, {g: rows[observed] for g, rows in groups.items()}, bounds)
         ax.axvline(table[nominal].iloc[0], color="black", linewidth=0.8, zorder=0)
         ax.set_title(f"nominal coverage {table[nominal].iloc[0]:.3g}", fontsize="medium")
     else:
@@ -145,11 +154,12 @@ def interval_calibration(
         _draw_curves(ax, curves, bounds)
         ax.axline((1, 1), slope=1, color="black", linewidth=0.8, zorder=0)
     ax.spines[["top", "right"]].set_visible(False)
-    _finish(ax.figure, show, save)
-    return ax
+    return finish(ax, show, save, given, return_fig)
 
 
-def _leakage_panel(ax: Axes, rows: pd.DataFrame, level: float, n_labels: int) -> pd.DataFrame:
+def _leakage_panel(
+    ax: Axes, rows: pd.DataFrame, q_threshold: float, n_labels: int
+) -> pd.DataFrame:
     """Draw the z scores of one stratum; returns points and names by size."""
     z = rows["statistic"] / rows["std_error"]
     tested = rows.assign(z=z)[np.isfinite(z)].sort_values("z")
@@ -162,15 +172,15 @@ def _leakage_panel(ax: Axes, rows: pd.DataFrame, level: float, n_labels: int) ->
     tested = tested.assign(expected=middle)
     ax.fill_between(middle, low, high, color="0.85", linewidth=0, zorder=0)
     ax.axline((0, 0), slope=1, color="0.5", linewidth=0.8, zorder=1)
-    found = (tested["q_value"] < level).to_numpy()
-    for chosen, color in ((~found, _COLORS["blue"]), (found, _COLORS["orange"])):
+    found = (tested["q_value"] < q_threshold).to_numpy()
+    for chosen, color in ((~found, COLORS["blue"]), (found, COLORS["orange"])):
         ax.scatter(
             middle[chosen], tested["z"][chosen], s=8, color=color, linewidths=0, rasterized=True
         )
-    ax.margins(x=0.12, y=0.12)
+    ax.margins(x=0.2, y=0.15)
     without = len(rows) - size
-    note = f"{found.sum()} of {size} leak, q < {level:g}"
-    note += f"; {without} not tested" if without else ""
+    note = f"{found.sum()} of {size} leak, q < {q_threshold:g}"
+    note += f"\n{without} not tested" if without else ""
     set_title(ax, rows["stratum"].iloc[0], note)
     tested["name"] = tested["name"].where(found)
     tested = tested.sort_values("z", key=np.abs, ascending=False)
@@ -179,18 +189,18 @@ def _leakage_panel(ax: Axes, rows: pd.DataFrame, level: float, n_labels: int) ->
 
 
 def _wilson(share: pd.Series, n: pd.Series) -> np.ndarray:
-    """Bounds, (2, levels), of the probability of which a share of n cases was found."""
+    """Bounds, shape (2, n), of the probability of which a share of n cases was found."""
     tests = [stats.binomtest(round(s * k), int(k)) for s, k in zip(share, n, strict=True)]
     return np.array([test.proportion_ci(0.95, method="wilson") for test in tests]).T
 
 
-def _draw_level(ax: Axes, observed: dict[str, pd.Series], bounds: dict[str, np.ndarray]) -> None:
-    """Draw the coverage at a single level, a row for each method."""
+def _draw_single(ax: Axes, observed: dict[str, pd.Series], bounds: dict[str, np.ndarray]) -> None:
+    """Draw the coverage at one nominal coverage, a row for each method."""
     for i, (name, share) in enumerate(observed.items()):
         y = np.full(len(share), i)
         if name in bounds:
-            ax.hlines(y, *bounds[name], color=_COLORS["blue"], linewidth=1.6)
-        ax.plot(share, y, "o", color=_COLORS["blue"], markersize=5)
+            ax.hlines(y, *bounds[name], color=COLORS["blue"], linewidth=1.6)
+        ax.plot(share, y, "o", color=COLORS["blue"], markersize=5)
     ax.set_yticks(np.arange(len(observed)), list(observed))
     ax.set_ylim(len(observed) - 0.4, -0.6)
     ax.set_xlabel("observed coverage")
@@ -202,7 +212,7 @@ def _draw_curves(
 ) -> None:
     """Draw observed against nominal coverage, a line for each method."""
     for i, (name, (nominal, observed)) in enumerate(curves.items()):
-        color = _CYCLE[i % len(_CYCLE)]
+        color = CYCLE[i % len(CYCLE)]
         ax.plot(nominal, observed, "o-", color=color, markersize=4, label=name)
         if name in bounds:
             ax.fill_between(nominal, *bounds[name], color=color, alpha=0.2, linewidth=0)

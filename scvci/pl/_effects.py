@@ -10,16 +10,17 @@ import pandas as pd
 import scanpy as sc
 
 from ._panels import (
+    COLORS,
     MAX_COLUMNS,
     check_known,
     choose,
     describe,
+    finish,
     label_points,
     make_panels,
     say_why_empty,
     set_title,
 )
-from ._plots import _COLORS, _finish
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: What an effect is measured in, by the scale of the table.
 _UNITS = {
@@ -36,42 +38,44 @@ _UNITS = {
     "lfc": "log2 fold change of mean expression",
 }
 #: Colours of genes that are raised, lowered, and neither.
-_UP, _DOWN, _NEITHER = _COLORS["orange"], _COLORS["blue"], "0.55"
+_UP, _DOWN, _NEITHER = COLORS["orange"], COLORS["blue"], "0.55"
 
 
 def forest(
     table: pd.DataFrame,
-    genes: Sequence[str] | None = None,
     treatment: str | None = None,
+    *,
+    genes: Sequence[str] | None = None,
     n_genes: int = 20,
     q_threshold: float = 0.1,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
-) -> np.ndarray:
+    return_fig: bool = False,
+) -> np.ndarray | Figure | None:
     """Plot effects with their intervals, a row per gene and a panel per stratum.
 
     Parameters
     ----------
     table
         Result of :func:`~scvci.tl.estimate_effects`.
+    treatment
+        The treatment, needed if the table has several.
     genes
         Genes from top to bottom; by default those with the smallest p-values in any stratum
         (without p-values the largest estimates), by descending mean estimate.
-    treatment
-        The treatment, needed if the table has several.
     n_genes
         Number of genes that are chosen by default.
     q_threshold
         q-value below which an effect is coloured.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in; only for a table of one stratum.
 
     Returns
     -------
-    Array of axes, one per stratum.
+    Array of axes, one per stratum; the figure if ``return_fig``; ``None`` if it was shown.
 
     Raises
     ------
@@ -104,20 +108,21 @@ def forest(
     level = table.attrs.get("level")
     unit = _unit(table) + ("" if level is None else f"\nwith {100 * level:g} % intervals")
     describe(axes, rows, unit, legend=legend, given=ax is not None)
-    _finish(axes[0].figure, show, save)
-    return axes
+    return finish(axes, show, save, ax is not None, return_fig)
 
 
 def volcano(
     table: pd.DataFrame,
     treatment: str | None = None,
+    *,
     stratum: str | None = None,
     q_threshold: float = 0.1,
     n_labels: int = 10,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
-) -> np.ndarray:
+    return_fig: bool = False,
+) -> np.ndarray | Figure | None:
     """Plot effects against their p-values, a panel per stratum.
 
     Parameters
@@ -132,20 +137,24 @@ def volcano(
         q-value below which a gene is coloured by the sign of its effect.
     n_labels
         Most coloured genes that are named, by p-value; a name without room is left out.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in; only for one stratum.
 
     Returns
     -------
-    Array of axes, one per stratum. Genes without a p-value are counted under the title and not
-    drawn. p-values too small for a floating-point number are triangles at the upper edge.
+    Array of axes, one per stratum; the figure if ``return_fig``; ``None`` if it was shown.
 
     Raises
     ------
     ValueError
         If a treatment or stratum is not in the table, or has to be chosen.
+
+    Notes
+    -----
+    Genes without a p-value are counted under the title and not drawn. p-values too small for a
+    floating-point number are triangles at the upper edge.
     """
     rows = choose(table, "treatment", treatment)
     rows = rows if stratum is None else choose(rows, "stratum", stratum)
@@ -157,20 +166,21 @@ def volcano(
     ]
     describe(axes, rows, _unit(table), "−log10 p-value", given=ax is not None)
     label_points(axes, points, given=ax is not None)
-    _finish(axes[0].figure, show, save)
-    return axes
+    return finish(axes, show, save, ax is not None, return_fig)
 
 
 def effect_embedding(
     adata: AnnData,
     key: str,
+    *,
     basis: str = "umap",
     label: str = "effect",
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
+    return_fig: bool = False,
     **kwargs: Any,
-) -> Axes:
+) -> Axes | Figure | None:
     """Plot an effect score of each cell on an embedding, with colours centred on zero.
 
     Parameters
@@ -178,12 +188,13 @@ def effect_embedding(
     adata
         Cells with the score and the embedding.
     key
-        Column of ``obs`` that holds the score; cells without one (NaN) are grey.
+        Column of ``obs`` with the score, as :func:`~scvci.tl.effect_scores` returns it; cells
+        without one (NaN) are grey.
     basis
         Name of the embedding, as in :func:`scanpy.pl.embedding`.
     label
         Label of the colour bar, with the unit.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in.
@@ -193,7 +204,7 @@ def effect_embedding(
 
     Returns
     -------
-    The axes.
+    The axes; the figure if ``return_fig``; ``None`` if the figure was shown.
 
     Raises
     ------
@@ -209,14 +220,14 @@ def effect_embedding(
     scores = np.abs(adata.obs[key].to_numpy(float))
     most = np.quantile(scores[np.isfinite(scores)], 0.99) if np.isfinite(scores).any() else 0.0
     limit = most if most > 0 else 1.0
+    given = ax is not None
     if ax is None:
         _, ax = plt.subplots(figsize=(5.2, 4.2))
     settings = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit, "vcenter": 0, **kwargs}
     sc.pl.embedding(adata, basis=basis, color=key, ax=ax, show=False, **settings)
     if ax.collections and (bar := ax.collections[-1].colorbar) is not None:
         bar.set_label(label)
-    _finish(ax.figure, show, save)
-    return ax
+    return finish(ax, show, save, given, return_fig)
 
 
 def _unit(table: pd.DataFrame) -> str:
@@ -306,7 +317,8 @@ def _volcano_panel(
         ax.set_ylim(bottom=0)
     note = f"q < {q_threshold:g}: {up.sum()} raised, {down.sum()} lowered"
     without = len(rows) - len(tested)
-    note = "; ".join([note] * (len(tested) > 0) + [f"{without} without p-value"] * (without > 0))
+    missing = f"{without} without p-value"
+    note = "\n".join([note] * (len(tested) > 0) + [missing] * (without > 0))
     set_title(ax, rows["stratum"].iloc[0], note)
     tested["z"] = (estimate / tested["std_error"]).abs()
     tested["name"] = tested["gene"].astype(str).where(found)

@@ -1,41 +1,43 @@
-"""What plots of effects share: choice of rows, panels of strata, names beside points."""
+"""What plots share: colours, choice of rows, panels, names beside points, saving and showing."""
 
 from __future__ import annotations
 
-import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from matplotlib.transforms import Bbox
+from adjustText import adjust_text
+from matplotlib.text import Text
 
 from scvci._names import unknown_name_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from pathlib import Path
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
+    from matplotlib.transforms import Bbox
 
 MAX_COLUMNS = 4
-_ANGLES = [
-    *((angle, "left") for angle in (0, 35, -35, 65, -65)),
-    *((angle, "right") for angle in (180, 145, -145, 115, -115)),
-    *((angle, "center") for angle in (90, -90)),
-]
-#: Where a name may stand beside its point, in points and the best first, and its alignment there.
-_PLACES = [
-    ((distance * math.cos(math.radians(angle)), distance * math.sin(math.radians(angle))), side)
-    for distance in (6, 12, 20, 30, 42, 56)
-    for angle, side in _ANGLES
-]
-#: How much of a name is left of where it is aligned.
-_SIDES = {"left": 0.0, "center": 0.5, "right": 1.0}
-#: Size of names, and the line to the point of a name that is not next to it.
-_SIZE = 7
-_LEADER = {"arrowstyle": "-", "color": "0.5", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+#: Colours that colour-blind readers can tell apart (Okabe and Ito).
+COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73"}
+CYCLE = [*COLORS.values(), "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+_LINE = {"arrowstyle": "-", "color": "0.5", "lw": 0.5, "shrinkA": 0, "shrinkB": 2}
+#: Look of a name beside a point.
+_NAME: dict[str, Any] = {"fontsize": 7, "arrowprops": _LINE, "in_layout": False}
+#: Distance in points up to which a name needs no line.
+_NEAR = 5
+#: Room around names and how hard they are pushed, chosen on volcanoes and ordered z scores.
+_FORCES: dict[str, Any] = {
+    "expand": (1.1, 1.4),
+    "force_static": (0.2, 0.4),
+    "force_text": (0.2, 0.4),
+}
 
 
 def check_known(
@@ -60,11 +62,13 @@ def choose(table: pd.DataFrame, column: str, name: str | None) -> pd.DataFrame:
     return table
 
 
-def make_panels(n: int, size: tuple[float, float], ax: Axes | None, **kwargs: Any) -> np.ndarray:
-    """Axes for each stratum, ``size`` inches each; given axes hold one."""
+def make_panels(
+    n: int, size: tuple[float, float], ax: Axes | None, what: str = "stratum", **kwargs: Any
+) -> np.ndarray:
+    """Make axes for each stratum (or ``what``), ``size`` inches each; given axes hold one."""
     if ax is not None:
         if n > 1:
-            raise ValueError(f"ax= holds one stratum and the table has {n}; choose one, or no ax.")
+            raise ValueError(f"ax= holds one {what}, not {n}; choose one, or pass no ax.")
         return np.array([ax])
     n_columns = min(n, MAX_COLUMNS)
     n_rows = -(-n // n_columns)
@@ -77,10 +81,45 @@ def make_panels(n: int, size: tuple[float, float], ax: Axes | None, **kwargs: An
     return axes.ravel()[:n]
 
 
+def finish[T: (Axes, np.ndarray)](
+    drawn: T, show: bool | None, save: str | Path | None, given: bool, return_fig: bool
+) -> T | Figure | None:
+    """Save and show what was drawn; returns it, its figure, or nothing if it was shown.
+
+    ``given`` says whether the axes are the user's.
+    """
+    first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
+    figure = first.figure.canvas.figure
+    if save is not None:
+        figure.savefig(save, dpi=150, bbox_inches="tight")
+    if show is None:
+        show = plt.isinteractive() and save is None and not given and not return_fig
+    if show:
+        plt.show()
+    if return_fig:
+        return figure
+    return None if show else drawn
+
+
+def legend_above(ax: Axes) -> None:
+    """Legend in one line over the axes, where it covers nothing."""
+    ax.legend(
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        fontsize="small",
+        handletextpad=0.4,
+        columnspacing=1.0,
+        borderaxespad=0.2,
+    )
+
+
 def set_title(ax: Axes, stratum: str, note: str = "") -> None:
     """Name the stratum of a panel (none if it is all cells), and a smaller note below."""
     name = "" if stratum == "all" else textwrap.fill(str(stratum), 32)
-    ax.set_title(name, fontsize="medium", pad=16 if note else None)
+    pad = 6 + 11 * (note.count("\n") + 1) if note else None
+    ax.set_title(name, fontsize="medium", pad=pad)
     ax.text(0.5, 1.02, note, transform=ax.transAxes, ha="center", fontsize="small", color="0.35")
 
 
@@ -129,7 +168,7 @@ def describe(
 
 
 def label_points(axes: np.ndarray, points: Sequence[pd.DataFrame], given: bool = False) -> None:
-    """Write names beside points, where they cover no other name and the fewest points.
+    """Write names beside points; a name that would cover a more important one is left out.
 
     Parameters
     ----------
@@ -137,8 +176,7 @@ def label_points(axes: np.ndarray, points: Sequence[pd.DataFrame], given: bool =
         Axes of one figure, with their final limits.
     points
         For each of the axes, all its points: position in data units (two columns) and name, the
-        most important one first. Points without a name (NaN) are only kept clear; a name that
-        has no room is left out.
+        most important one first. Points without a name (NaN) are only kept clear.
     given
         Whether the figure is the user's, whose layout stays free.
     """
@@ -150,42 +188,44 @@ def label_points(axes: np.ndarray, points: Sequence[pd.DataFrame], given: bool =
         figure.set_layout_engine("none")
     for ax, rows in zip(axes, points, strict=True):
         ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
-        where, names = rows.iloc[:, :2].to_numpy(float), rows.iloc[:, 2]
-        pixels, named = ax.transData.transform(where), np.flatnonzero(names.notna())
-        taken: list[Bbox] = []
-        for i in named:
-            place = _find_place(ax, names.iloc[i], pixels[i], pixels, taken)
-            if place is not None:
-                offset, side = place
-                style = _LEADER if np.hypot(*offset) > 12 else None
-                ax.annotate(
-                    names.iloc[i], where[i], offset, textcoords="offset points", fontsize=_SIZE,
-                    va="center", ha=side, arrowprops=style, in_layout=False,
-                )  # fmt: skip
+        names = [
+            ax.annotate(name, (x, y), (x, y), ha="center", va="center", **_NAME)
+            for x, y, name in rows[rows.iloc[:, 2].notna()].itertuples(index=False)
+        ]
+        if names:
+            obstacles = _obstacles(ax, rows)
+            # Limits in steps, not seconds, give the same picture on every machine.
+            adjust_text(names, *obstacles.T, ax=ax, iter_lim=150, **_FORCES)
+            # Lines that crossed made names exchange their places, in which longer ones do not fit.
+            x, y = np.transpose([name.xy for name in names])
+            adjust_text(
+                names, *obstacles.T, ax=ax, target_x=x, target_y=y, avoid_self=False,
+                force_explode=0.0, prevent_crossings=False, iter_lim=50, **_FORCES,
+            )  # fmt: skip
+            _tidy(ax, names)
 
 
-def _find_place(
-    ax: Axes, name: str, pixel: np.ndarray, points: np.ndarray, taken: list[Bbox]
-) -> tuple[tuple[float, float], str] | None:
-    """Find offset and alignment of a name, and add its box to those that are ``taken``."""
-    text = ax.text(0, 0, name, fontsize=_SIZE)
-    size = text.get_window_extent()
-    text.remove()
-    found, least = None, np.inf
-    start, end = ax.bbox.get_points()
-    for offset, side in _PLACES:
-        left, middle = pixel + np.asarray(offset) * (ax.figure.dpi / 72)
-        left -= _SIDES[side] * size.width
-        box = Bbox.from_bounds(left, middle - size.height / 2, size.width, size.height).padded(2)
-        low, high = box.get_points()
-        if (low < start).any() or (high > end).any() or box.count_overlaps(taken):
+def _obstacles(ax: Axes, rows: pd.DataFrame) -> np.ndarray:
+    """Points to keep clear, shape (n_points, 2): one of those that lie upon one another.
+
+    adjustText takes memory by the square of the number of points that a name covers.
+    """
+    where = rows.iloc[:, :2].to_numpy(float)
+    size = _NAME["fontsize"] / 2 * ax.figure.dpi / 72
+    cells = np.round(ax.transData.transform(where) / size)
+    return where[np.unique(cells, axis=0, return_index=True)[1]]
+
+
+def _tidy(ax: Axes, names: list[Annotation]) -> None:
+    """Remove names that cover one before them, and the lines of those next to their points."""
+    kept: list[Bbox] = []
+    for name in names:
+        # Of the name alone, without the line to its point.
+        box = Text.get_window_extent(name)
+        if box.count_overlaps(kept):
+            name.remove()
             continue
-        covered = ((points >= low) & (points <= high)).all(axis=1).sum()
-        # To stay near its point, a name may cover a few others.
-        cost = covered + np.hypot(*offset) / 20
-        if cost < least:
-            found, least = (box, offset, side), cost
-    if found is None:
-        return None
-    taken.append(found[0])
-    return found[1:]
+        kept.append(box)
+        near = box.padded(_NEAR * ax.figure.dpi / 72)
+        if name.arrow_patch is not None:
+            name.arrow_patch.set_visible(not near.contains(*ax.transData.transform(name.xy)))

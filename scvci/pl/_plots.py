@@ -2,220 +2,274 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scanpy as sc
+import torch
 from anndata import AnnData
 from scipy import sparse
 
+from ._panels import COLORS, choose, describe, finish, make_panels, set_title
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
     from scvci.model import VCI
 
-#: Blue, orange and green of a palette that colour-blind readers can tell apart.
-_COLORS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73"}
+type Term = Literal["individual", "covariate", "divergence", "loss"]
+
+_TERMS: dict[Term, str] = {
+    "individual": "individual-specific\nlikelihood (nats)",
+    "covariate": "covariate-specific\nlikelihood (nats)",
+    "divergence": "latent\ndivergence (nats)",
+    "loss": "weighted sum",
+}
 
 
 def training_curves(
-    model: VCI, show: bool | None = None, save: str | Path | None = None
-) -> np.ndarray:
+    model: VCI,
+    terms: Term | Sequence[Term] | None = None,
+    *,
+    show: bool | None = None,
+    save: str | Path | None = None,
+    ax: Axes | None = None,
+    return_fig: bool = False,
+) -> np.ndarray | Figure | None:
     """Plot the three terms of the objective and their weighted sum over epochs.
 
     Parameters
     ----------
     model
         A trained model.
+    terms
+        ``"individual"``, ``"covariate"``, ``"divergence"``, their weighted sum (``"loss"``), or
+        several of them; by default all.
     show
-        Whether to show the figure; by default if it is neither saved nor returned to a notebook.
+        Whether to show the figure. By default it is shown in interactive sessions, such as
+        notebooks, unless it is saved, returned or drawn into ``ax``.
     save
         File to save the figure to.
+    ax
+        Axes to draw in; only for one term.
+    return_fig
+        Whether to return the figure in place of the axes.
 
     Returns
     -------
-    Array of axes.
+    Array of axes, one per term; the figure if ``return_fig``; ``None`` if it was shown.
 
     Raises
     ------
     ValueError
-        If the model is not trained.
+        If the model is not trained, or a term is unknown.
     """
     if not model.history:
         raise ValueError("There is no training history; call train() first.")
-    panels = {
-        "individual": "individual-specific\nlikelihood (nats)",
-        "covariate": "covariate-specific\nlikelihood (nats)",
-        "divergence": "latent\ndivergence (nats)",
-        "loss": "weighted sum",
-    }
-    fig, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 2.8), squeeze=False)
-    for ax, (key, title) in zip(axes[0], panels.items(), strict=True):
+    chosen = [terms] if isinstance(terms, str) else list(_TERMS if terms is None else terms)
+    if not chosen or not set(chosen) <= set(_TERMS):
+        raise ValueError(f"terms={terms!r} must be of {list(_TERMS)}.")
+    axes = make_panels(len(chosen), (3.2, 2.4), ax, "term")
+    for panel, term in zip(axes, chosen, strict=True):
         for part, color in (("train", "blue"), ("validation", "orange")):
-            name = f"{part}_loss" if key == "loss" else f"{key}_{part}"
+            name = f"{part}_loss" if term == "loss" else f"{term}_{part}"
             if name in model.history:
-                values = model.history[name]
-                ax.plot(
-                    values.index, values.iloc[:, 0].astype(float), color=_COLORS[color], label=part
-                )
-        ax.set(title=title, xlabel="epoch")
-        ax.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(frameon=False)
-    fig.tight_layout()
-    _finish(fig, show, save)
-    return axes[0]
+                values = model.history[name].iloc[:, 0].astype(float)
+                panel.plot(values.index, values, color=COLORS[color], label=part)
+        panel.set_title(_TERMS[term], fontsize="medium")
+        panel.set_xlabel("epoch")
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    return finish(axes, show, save, ax is not None, return_fig)
 
 
 def counterfactual_shift(
     model: VCI,
     treatment: str,
+    *,
     adata: AnnData | None = None,
     max_cells: int = 1500,
     show: bool | None = None,
     save: str | Path | None = None,
     ax: Axes | None = None,
+    return_fig: bool = False,
     seed: int = 0,
-) -> Axes:
+) -> Axes | Figure | None:
     """UMAP of control cells, their counterfactuals, and cells that really were treated.
 
-    A good counterfactual lies among the treated cells of its stratum. Counterfactuals are drawn as
-    sampled counts, so that they carry measurement noise like real cells do.
+    A good counterfactual lies among the treated cells of its stratum. Counterfactuals are drawn
+    from the model, so that they carry measurement noise like real cells do.
 
     Parameters
     ----------
     model
-        A trained model with a count likelihood.
+        A trained model.
     treatment
-        The treatment.
+        The treatment, measured or not.
     adata
         Cells to plot, by default the model's.
     max_cells
         Most cells of each kind.
-    show, save
+    show, save, return_fig
         See :func:`training_curves`.
     ax
         Axes to draw in.
     seed
-        Seed of the choice of cells and of the embedding.
+        Seed of the choice of cells, of the draws and of the embedding.
 
     Returns
     -------
-    The axes.
+    The axes; the figure if ``return_fig``; ``None`` if the figure was shown.
+
+    Raises
+    ------
+    RuntimeError
+        If the model is not trained.
+    ValueError
+        If the treatment is unknown, or there are no control cells.
     """
-    cells = model.cells(adata)
-    arms, rng = model.arms, np.random.default_rng(seed)
-
-    def pick(arm: int | None) -> np.ndarray:
-        rows = np.flatnonzero(cells.treatment == (-1 if arm is None else arm))
-        return np.sort(rng.choice(rows, min(len(rows), max_cells), replace=False))
-
-    [condition] = model.conditions(treatment)
-    controls, treated = pick(0), pick(arms.find(condition))
-    blocks = model.predict_counterfactual(
-        treatment, cells.adata, indices=controls, n_samples=1, output="blocks"
-    )
-    predicted = sparse.vstack([sparse.csr_matrix(block.values) for block in blocks])
-    parts = {
-        "control": cells.block(controls),
-        f"control, had it received {treatment}": predicted,
-        f"received {treatment}": cells.block(treated),
-    }
-    kinds = {
-        kind: AnnData(sparse.csr_matrix(part, dtype=np.float32)) for kind, part in parts.items()
-    }
-    joint = sc.concat(kinds, label="kind", index_unique="-")
-    sc.pp.filter_cells(joint, min_counts=1)
-    sc.pp.normalize_total(joint, target_sum=1e4)
-    sc.pp.log1p(joint)
-    n_comps = min(30, joint.n_vars - 1, joint.n_obs - 1)
-    sc.pp.pca(joint, n_comps=n_comps, random_state=seed)
-    sc.pp.neighbors(joint, random_state=seed)
-    sc.tl.umap(joint, random_state=seed)
+    model.require_trained("plot counterfactuals")
+    kinds = _kinds(model, treatment, adata, max_cells, seed)
+    position = _embed(list(kinds.values()), model.is_count, seed)
+    given = ax is not None
     if ax is None:
-        _, ax = plt.subplots(figsize=(5.5, 4.5))
-    for (kind, _), color in zip(kinds.items(), ("green", "orange", "blue"), strict=True):
-        points = joint.obsm["X_umap"][(joint.obs["kind"] == kind).to_numpy()]
-        ax.scatter(
-            points[:, 0],
-            points[:, 1],
-            s=5,
-            alpha=0.5,
-            linewidths=0,
-            color=_COLORS[color],
-            label=kind,
-            rasterized=True,
-        )
+        _, ax = plt.subplots(figsize=(5.5, 4.9), layout="constrained")
+    ends = np.cumsum([part.shape[0] for part in kinds.values()])[:-1]
+    for kind, points, color in zip(
+        kinds, np.split(position, ends), ("green", "orange", "blue"), strict=True
+    ):
+        if len(points):
+            ax.scatter(
+                points[:, 0], points[:, 1], s=5, alpha=0.5, linewidths=0, color=COLORS[color],
+                label=kind, rasterized=True,
+            )  # fmt: skip
     ax.set(xlabel="UMAP1", ylabel="UMAP2", xticks=[], yticks=[])
-    ax.legend(frameon=False, markerscale=3, loc="upper center", bbox_to_anchor=(0.5, -0.06))
-    _finish(ax.figure, show, save)
-    return ax
+    # Below the label of the axis.
+    ax.legend(frameon=False, markerscale=3, loc="upper center", bbox_to_anchor=(0.5, -0.07))
+    return finish(ax, show, save, given, return_fig)
 
 
 def effect_scatter(
-    effects: pd.DataFrame,
+    table: pd.DataFrame,
+    stratum: str | None = None,
+    *,
+    treatment: str | None = None,
     show: bool | None = None,
     save: str | Path | None = None,
-) -> np.ndarray:
+    ax: Axes | None = None,
+    return_fig: bool = False,
+) -> np.ndarray | Figure | None:
     """Plot predicted against observed (or true) mean effects, a panel per stratum.
 
     Parameters
     ----------
-    effects
-        Columns ``stratum``, ``treatment``, ``observed`` and ``predicted``, one row per gene; and
-        ``pair``, whose value ``"held out"`` marks pairs without a measured cell.
-    show, save
+    table
+        Columns ``stratum``, ``treatment``, ``observed`` and ``predicted``, one row per gene: two
+        results of :func:`~scvci.tl.estimate_effects` side by side, see Examples. If there is a
+        column ``pair``, its value ``"held out"`` marks pairs that training did not see.
+    stratum, treatment
+        The only stratum or treatment to draw, by default all.
+    show, save, return_fig
         See :func:`training_curves`.
+    ax
+        Axes to draw in; only for one stratum.
 
     Returns
     -------
-    Array of axes.
+    Array of axes, one per stratum; the figure if ``return_fig``; ``None`` if it was shown.
+
+    Raises
+    ------
+    ValueError
+        If a stratum or treatment is not in the table.
+
+    Examples
+    --------
+    >>> rows = ["treatment", "stratum", "gene"]
+    >>> options = {"groupby": "cell_type", "model": model}
+    >>> observed = scvci.tl.estimate_effects(adata, estimator="observed", **options)
+    >>> predicted = scvci.tl.estimate_effects(adata, estimator="plugin", **options)
+    >>> table = pd.DataFrame(
+    ...     {
+    ...         "observed": observed.set_index(rows)["estimate"],
+    ...         "predicted": predicted.set_index(rows)["estimate"],
+    ...     }
+    ... ).reset_index()
+    >>> scvci.pl.effect_scatter(table)
     """
-    strata = list(pd.unique(effects["stratum"]))
-    n_columns = min(len(strata), 4)
-    n_rows = -(-len(strata) // n_columns)
-    fig, axes = plt.subplots(
-        n_rows,
-        n_columns,
-        figsize=(3.2 * n_columns, 3.3 * n_rows),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-    )
-    values = effects[["observed", "predicted"]].to_numpy(float)
-    limits = (np.nanmin(values) - 0.2, np.nanmax(values) + 0.2)
-    for ax, stratum in zip(axes.ravel(), strata, strict=False):
-        rows = effects[effects["stratum"] == stratum]
+    rows = table if stratum is None else choose(table, "stratum", stratum)
+    rows = rows if treatment is None else choose(rows, "treatment", treatment)
+    held_out = (rows["pair"] == "held out") if "pair" in rows else pd.Series(False, rows.index)
+    strata = list(pd.unique(rows["stratum"]))
+    axes = make_panels(len(strata), (2.5, 2.9), ax, sharex=True, sharey=True)
+    values = rows[["observed", "predicted"]].to_numpy(float)
+    low, high = np.nanmin(values), np.nanmax(values)
+    limits = (low - 0.05 * (high - low), high + 0.05 * (high - low))
+    legend: dict[str, Artist] = {}
+    for panel, name in zip(axes, strata, strict=True):
         for pair, color in (("seen", "blue"), ("held out", "orange")):
-            part = rows[rows["pair"] == pair]
-            ax.scatter(
-                part["observed"],
-                part["predicted"],
-                s=4,
-                alpha=0.4,
-                linewidths=0,
-                color=_COLORS[color],
-                label=pair,
-                rasterized=True,
-            )
-        ax.plot(limits, limits, color="black", linewidth=0.8, zorder=0)
-        ax.set(title=str(stratum), xlim=limits, ylim=limits, aspect="equal")
-        ax.spines[["top", "right"]].set_visible(False)
-    for ax in axes.ravel()[len(strata) :]:
-        ax.set_axis_off()
-    axes[0][0].legend(frameon=False, markerscale=3)
-    fig.supxlabel("observed change of mean expression (log1p)")
-    fig.supylabel("predicted change")
-    fig.tight_layout()
-    _finish(fig, show, save)
-    return axes
+            part = rows[(rows["stratum"] == name) & (held_out == (pair == "held out"))]
+            if len(part):
+                panel.scatter(
+                    part["observed"], part["predicted"], s=4, alpha=0.4, linewidths=0,
+                    color=COLORS[color], rasterized=True,
+                )  # fmt: skip
+                legend[pair] = plt.Line2D([], [], ls="", marker="o", ms=4, color=COLORS[color])
+        panel.plot(limits, limits, color="black", linewidth=0.8, zorder=0)
+        panel.set(xlim=limits, ylim=limits, aspect="equal")
+        panel.locator_params(nbins=4)
+        set_title(panel, name)
+    describe(
+        axes, rows, "observed change\nof mean expression (log1p)", "predicted change",
+        legend=legend if held_out.any() else None, given=ax is not None,
+    )  # fmt: skip
+    return finish(axes, show, save, ax is not None, return_fig)
 
 
-def _finish(fig: object, show: bool | None, save: str | Path | None) -> None:
-    if save is not None:
-        fig.savefig(save, dpi=150, bbox_inches="tight")  # type: ignore[attr-defined]
-    if show or (show is None and save is None and plt.isinteractive()):
-        plt.show()
+def _kinds(
+    model: VCI, treatment: str, adata: AnnData | None, max_cells: int, seed: int
+) -> dict[str, sparse.csr_matrix]:
+    """Expression of controls, of the same cells had they been treated, and of treated cells."""
+    cells, rng = model.cells(adata), np.random.default_rng(seed)
+
+    def pick(chosen: np.ndarray) -> np.ndarray:
+        rows = np.flatnonzero(chosen)
+        return np.sort(rng.choice(rows, min(len(rows), max_cells), replace=False))
+
+    [condition] = model.conditions(treatment)
+    arm = model.arms.find(condition)
+    controls = pick(cells.treatment == 0)
+    if not len(controls):
+        raise ValueError(f"There are no cells of the control, {model.control!r}, to plot.")
+    treated = pick(cells.treatment == arm) if arm is not None else np.array([], dtype=int)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        blocks = model.predict_counterfactual(
+            treatment, cells.adata, indices=controls, n_samples=1, output="blocks"
+        )
+        predicted = sparse.vstack([sparse.csr_matrix(block.values) for block in blocks])
+    return {
+        "control": sparse.csr_matrix(cells.block(controls)),
+        f"control, had it received {treatment}": predicted,
+        f"received {treatment}": sparse.csr_matrix(cells.block(treated)),
+    }
+
+
+def _embed(parts: list[sparse.csr_matrix], is_count: bool, seed: int) -> np.ndarray:
+    """UMAP of all cells together, shape (n_cells, 2)."""
+    joint = AnnData(sparse.csr_matrix(sparse.vstack(parts), dtype=np.float32))
+    if is_count:
+        sc.pp.normalize_total(joint, target_sum=1e4)
+        sc.pp.log1p(joint)
+    n_comps = min(30, joint.n_vars - 1, joint.n_obs - 1)
+    sc.pp.pca(joint, n_comps=n_comps, random_state=seed)
+    sc.pp.neighbors(joint, random_state=seed)
+    sc.tl.umap(joint, random_state=seed)
+    return joint.obsm["X_umap"]

@@ -67,6 +67,13 @@ def test_overlap_shows_counts_and_marks_poor_pairs(tmp_path):
     assert marks == {"no cells": [[1, 2]], "few cells": [[1, 1]]}
 
 
+def test_overlap_of_some_rows_leaves_the_others_empty():
+    stratum, treatment = np.indices((2, 2)).reshape(2, -1)
+    table = overlap_table(treatment, stratum, ["control", "a"], ["x", "y"], min_cells=1)
+    ax = pl.overlap(table[1:])
+    np.testing.assert_array_equal(ax.images[0].get_array().filled(0), [[1, 0], [1, 1]])
+
+
 def test_overlap_without_poor_pairs_has_no_legend():
     stratum, treatment = np.indices((2, 2)).reshape(2, -1)
     good = overlap_table(treatment, stratum, ["control", "a"], ["x", "y"], min_cells=1)

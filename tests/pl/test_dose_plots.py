@@ -60,7 +60,7 @@ def _curves(ax):
 def test_points_are_means_of_the_cells_with_their_standard_errors(screen):
     cells = screen.adata
     genes = [cells.var_names[3], cells.var_names[0]]
-    axes = pl.dose_response(screen, "drug_1", genes, n_points=3, max_cells=20)
+    axes = pl.dose_response(screen, "drug_1", genes=genes, n_points=3, max_cells=20)
     assert [ax.get_title() for ax in axes] == genes
     values, obs = _expression(cells), cells.obs.astype(str)
     for ax, gene in zip(axes, (3, 0), strict=True):
@@ -75,7 +75,7 @@ def test_points_are_means_of_the_cells_with_their_standard_errors(screen):
 
 def test_curves_begin_at_the_control_and_hold_the_measured_doses(screen):
     gene = screen.adata.var_names[2]
-    (ax,) = pl.dose_response(screen, ["drug_1", "drug_2"], gene, n_points=5, max_cells=30)
+    (ax,) = pl.dose_response(screen, ["drug_1", "drug_2"], genes=gene, n_points=5, max_cells=30)
     first, second = _curves(ax)
     assert first[0, 0] == 0
     assert first[0, 1] == second[0, 1]
@@ -85,7 +85,7 @@ def test_curves_begin_at_the_control_and_hold_the_measured_doses(screen):
     assert first[-1, 0] == max(DOSES)
     part = screen.adata.copy()
     (all_cells,) = _curves(
-        pl.dose_response(screen, "drug_1", gene, doses=[0, 10], max_cells=10**6)[0]
+        pl.dose_response(screen, "drug_1", genes=gene, doses=[0, 10], max_cells=10**6)[0]
     )
     for dose, mean in all_cells:
         torch.manual_seed(1)
@@ -102,8 +102,8 @@ def test_groups_and_signatures(screen, tmp_path):
     before, uns = list(cells.layers), set(cells.uns)
     state = torch.random.get_rng_state()
     axes = pl.dose_response(
-        screen, "drug_2", {"pathway": names[:3]}, groupby="cell_type", n_points=3, max_cells=20,
-        save=tmp_path / "doses.png",
+        screen, "drug_2", genes={"pathway": names[:3]}, groupby="cell_type", n_points=3,
+        max_cells=20, save=tmp_path / "doses.png",
     )  # fmt: skip
     assert (tmp_path / "doses.png").stat().st_size > 0
     assert (list(cells.layers), set(cells.uns)) == (before, uns)
@@ -118,7 +118,7 @@ def test_groups_and_signatures(screen, tmp_path):
         np.testing.assert_allclose(mean, values[own].mean(), rtol=1e-5)
     _, ax = plt.subplots()
     one = {"groupby": "cell_type", "groups": groups[:1], "doses": [0, 1], "max_cells": 20}
-    assert pl.dose_response(screen, "drug_2", names[0], ax=ax, **one)[0] is ax
+    assert pl.dose_response(screen, "drug_2", genes=names[0], ax=ax, **one)[0] is ax
     assert len(_curves(ax)) == 1
 
 
@@ -142,17 +142,17 @@ def test_groups_and_signatures(screen, tmp_path):
 def test_what_is_unknown_is_named(screen, treatment, genes, kwargs, error, match):
     genes = screen.adata.var_names[0] if genes == "gene" else genes
     with pytest.raises(error, match=match):
-        pl.dose_response(screen, treatment, genes, **kwargs)
+        pl.dose_response(screen, treatment, genes=genes, **kwargs)
 
 
 def test_one_axes_holds_one_panel(screen):
     _, ax = plt.subplots()
-    with pytest.raises(ValueError, match="2 are asked for"):
-        pl.dose_response(screen, "drug_1", list(screen.adata.var_names[:2]), ax=ax)
+    with pytest.raises(ValueError, match="one panel, not 2"):
+        pl.dose_response(screen, "drug_1", genes=list(screen.adata.var_names[:2]), ax=ax)
 
 
 def test_data_without_doses_are_named():
     adata = simulate_screen(n_cells=200, n_genes=20, n_members=2, seed=0)
     model = _train(adata)
     with pytest.raises(ValueError, match="no dose of 'drug_1'.*dose_key="):
-        pl.dose_response(model, "drug_1", adata.var_names[0])
+        pl.dose_response(model, "drug_1", genes=adata.var_names[0])
