@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = vars(build_parser().parse_args(arguments))
     options.pop("command")
     # The libraries take seconds to load; asking for help should not.
+    print("Loading libraries ...", flush=True)
     from scvci.cli import DemoOptions, run_demo
 
     keys = [key for item in options["covariate_keys"] for key in item.split(",") if key]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +60,7 @@ class DemoOptions:
 
 
 def run_demo(options: DemoOptions) -> pd.DataFrame:
-    """Train, predict, plot and score.
+    """Train, predict, score and plot, and print each step.
 
     Returns
     -------
@@ -73,18 +75,15 @@ def run_demo(options: DemoOptions) -> pd.DataFrame:
     adata, keys = _load(options)
     VCI.setup_anndata(adata, **keys)
     model = VCI(adata, seed=options.seed)
-    print(model)
-    simulated = options.data is None
-    parts = None if simulated else _parts(model, options.seed)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="lightning")
-        model.train(
-            max_epochs=options.max_epochs,
-            datasplitter_kwargs={"external_indexing": parts} if parts else None,
-        )
+    _say(str(model))
+    _train(model, options)
+    _say(f"Predicting every cell under each of {len(model.treatments)} treatments ...")
     layers = dict(zip(model.treatments, model.predict_counterfactual(), strict=True))
+    simulated = options.data is None
+    _say("Scoring predictions beside the baselines ...")
     scores = _score(model, layers, simulated)
     table, effects = _wide(scores, simulated), _effects(model, layers, simulated)
+    _say("Drawing and writing ...")
     options.out.mkdir(parents=True, exist_ok=True)
     _write(options.out, model, table, effects)
     print(table.round(3).to_string())
@@ -93,20 +92,44 @@ def run_demo(options: DemoOptions) -> pd.DataFrame:
     return table
 
 
+def _say(text: str) -> None:
+    """Print at once, also into a pipe or file."""
+    print(text, flush=True)
+
+
 def _load(options: DemoOptions) -> tuple[AnnData, dict[str, Any]]:
     if options.data is None:
+        _say(f"Simulating {options.n_cells} cells of {options.n_genes} genes ...")
         adata = simulate_perturbation(
             n_cells=options.n_cells, n_genes=options.n_genes, held_out=2, seed=options.seed
         )
         return adata, {"layer": "counts", "categorical_covariate_keys": ["cell_type"]}
     if not options.data.exists():
         raise FileNotFoundError(f"There is no file {options.data}.")
+    _say(f"Reading {options.data} ...")
     return anndata.read_h5ad(options.data), {
         "layer": options.layer,
         "treatment_key": options.treatment_key,
         "control": options.control,
         "categorical_covariate_keys": list(options.covariate_keys),
     }
+
+
+def _train(model: VCI, options: DemoOptions) -> None:
+    """Train, with a progress bar where there is a terminal to redraw it in."""
+    parts = None if options.data is None else _parts(model, options.seed)
+    limit = "" if options.max_epochs is None else f", {options.max_epochs} epochs at most"
+    _say(f"Training until the objective no longer improves on validation cells{limit} ...")
+    start = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        model.train(
+            max_epochs=options.max_epochs,
+            datasplitter_kwargs={"external_indexing": parts} if parts else None,
+            enable_progress_bar=sys.stdout.isatty(),
+        )
+    n_epochs = len(model.history["train_loss"])
+    _say(f"Trained for {n_epochs} epochs in {time.monotonic() - start:.0f} s.")
 
 
 def _parts(model: VCI, seed: int) -> list[np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import warnings
 
 import anndata
@@ -45,8 +47,23 @@ def test_simulation(tmp_path, capsys):
     table = pd.read_csv(out / "metrics.csv", index_col=0)
     assert list(table.index) == ["VCI", *scvci.metrics.BASELINES]
     assert "ite_corr (held out)" in table
-    printed = capsys.readouterr().out
+    printed, errors = capsys.readouterr()
     assert "the best baseline" in printed
+    # One line for each step, and no frame of a progress bar where there is no terminal.
+    lines = printed.splitlines()
+    assert lines[0].startswith("Loading libraries")
+    assert "Simulating 400 cells of 40 genes ..." in lines
+    assert any(line.startswith("Trained for 3 epochs") for line in lines)
+    for frame in ("\r", "Epoch ", "it/s"):
+        assert frame not in printed + errors
+
+
+def test_help_loads_no_library():
+    code = (
+        "import sys; from scvci.__main__ import build_parser; build_parser().format_help(); "
+        "sys.exit('torch' in sys.modules or 'scanpy' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_own_file(adata, tmp_path, capsys):
