@@ -14,7 +14,6 @@ import anndata
 import numpy as np
 import pandas as pd
 
-from scvci.data import pair_counts
 from scvci.data._folds import pair_folds
 from scvci.datasets import Departures, plant_effects, simulate_perturbation
 from scvci.metrics import pseudobulk
@@ -183,7 +182,8 @@ def held_out_pairs(name: str) -> Iterator[Case]:
     treatments = ["control", *sorted(set(adata.obs["treatment"]) - {"control"})]
     t = pd.Categorical(adata.obs["treatment"], treatments).codes.astype(np.int64)
     x = pd.Categorical(adata.obs["stratum"], strata).codes.astype(np.int64)
-    counts = pair_counts(t, x, len(treatments), len(strata))
+    shape = (len(strata), len(treatments))
+    counts = np.bincount(x * shape[1] + t, minlength=shape[0] * shape[1]).reshape(shape)
     for fold in pair_folds(counts, _MIN_CELLS):
         held = np.any([(x == s) & (t == u) for s, u in fold], axis=0)
         label = "+".join(f"{treatments[u]}-{strata[s]}" for s, u in fold).replace("/", "_")

@@ -69,13 +69,10 @@ def intervals(
     tail = (1 - level) / 2
     layers = {
         "model's quantiles": model.predict_counterfactual(
-            treatment, indices=rows, quantiles=(tail, 1 - tail), layer_added="quantile"
-        )
+            treatment, indices=rows, quantiles=(tail, 1 - tail)
+        ),
+        "conformal": tl.predict_interval(model, treatment, level=level, indices=rows),
     }
-    for method in ("stratum", "individual"):
-        layers[method] = tl.predict_interval(
-            model, treatment, level, method, indices=rows, layer_added=method
-        )
     return {name: tuple(adata.layers[end][rows] for end in ends) for name, ends in layers.items()}
 
 

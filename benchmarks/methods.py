@@ -17,7 +17,7 @@ from peers import PEERS, predict
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
 
-from scvci.data import Cohort
+from scvci.data import Cells
 from scvci.data._statistics import compute_statistics
 from scvci.metrics import (
     BASELINES,
@@ -102,18 +102,21 @@ def pair_mean(case: Case, seed: int) -> Prediction:
 
 def mixed_model(case: Case, seed: int) -> Prediction:
     """Predict by the mixed model that calibration uses for pairs without cells, alone."""
-    cells, treatment, stratum, arms, strata = _design(case)
-    shape = (len(strata), len(arms))
-    statistics = compute_statistics(
-        Cohort(cells, None, np.arange(cells.n_obs), treatment, stratum, shape[1], shape[0]),
-        uses_size=True,
-    )
+    source, *_ = _design(case)
+    adata = anndata.AnnData(source.X, obs=source.obs[["treatment", "stratum"]], var=source.var)
+    with warnings.catch_warnings():
+        # Held-out pairs have no cells.
+        warnings.simplefilter("ignore")
+        VCI.setup_anndata(adata, control=case.control, categorical_covariate_keys=["stratum"])
+    cells = Cells.from_registry(adata, VCI.registry_of(adata))
+    statistics = compute_statistics(cells, uses_size=True)
     means = pair_means(
         statistics.pairs, statistics.pair_mean, statistics.pair_var, statistics.pair_count
     )
     fitted = forecast(means, effect_variances(means))
+    shape = (cells.n_strata, cells.n_treatments)
     table = fitted.at(*(codes.ravel() for codes in np.indices(shape))).reshape(*shape, -1)
-    return _from_table(case, table, arms, strata)
+    return _from_table(case, table, list(cells.treatments.names), cells.strata)
 
 
 def ridge(case: Case, seed: int, n_components: int = 4, penalty: float = 1.0) -> Prediction:

@@ -14,10 +14,13 @@ import statistics
 import time
 import warnings
 
+import numpy as np
 import torch
 
 import scvci
+from scvci.data._sampler import CounterfactualSampler
 from scvci.data._splitter import CounterfactualSplitter
+from scvci.data._statistics import compute_statistics
 from scvci.model import VCI
 from scvci.train import VCITrainingPlan
 
@@ -62,9 +65,11 @@ def main() -> None:
     adata = scvci.datasets.simulate_perturbation(arguments.n_cells, arguments.n_genes, held_out=2)
     VCI.setup_anndata(adata, layer="counts", categorical_covariate_keys=["cell_type"])
     model = VCI(adata, seed=0)
-    parts = model._split(1.0, None, None, None)
-    _, sampler = model._prepare(parts[0])
-    splitter = CounterfactualSplitter(model.adata_manager, sampler, parts, 128, seed=0)
+    cells = model.cells()
+    sampler = CounterfactualSampler(cells, compute_statistics(cells, uses_size=True))
+    nothing = np.zeros(0, dtype=np.int64)
+    parts = (cells.rows, nothing, nothing)
+    splitter = CounterfactualSplitter(sampler, parts, batch_size=128, seed=0)
     batches = [
         {name: torch.as_tensor(value) for name, value in batch.items()}
         for batch in splitter.train_dataloader()
