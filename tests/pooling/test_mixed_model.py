@@ -14,7 +14,6 @@ from scvci.pooling import (
     _mixed_model,
     effect_variances,
     forecast,
-    pair_means,
 )
 
 
@@ -123,46 +122,6 @@ def test_forecast_beats_the_additive_mean_and_no_change_of_a_missing_pair():
     errors = {name: np.mean(values) for name, values in errors.items()}
     assert errors["forecast"] < 0.8 * errors["additive"]
     assert errors["forecast"] < 0.8 * errors["no change"]
-
-
-def test_means_and_their_noise():
-    rng = np.random.default_rng(0)
-    rate = rng.uniform(0.2, 3, size=30)
-    drawn = rng.poisson(rate, size=(400, 50, 30)).mean(axis=1)
-    pairs = _pairs(np.ones((1, 2), dtype=bool))
-    moments = np.broadcast_to(rate, (2, 30))
-    means = pair_means(pairs, moments, moments, np.full(2, 50))
-    expected = np.log1p(1e4 * rate / rate.sum())
-    np.testing.assert_allclose(means.value[0], expected)
-    # A fixed scale, as in the delta method
-    spread = np.log1p(1e4 / rate.sum() * drawn).var(axis=0)
-    np.testing.assert_allclose(means.noise[0], spread, rtol=0.4)
-
-
-def test_a_gene_that_a_pair_does_not_show_is_not_known_without_error():
-    pairs = _pairs(np.ones((1, 2), dtype=bool))
-    mean = np.full((2, 4), 0.3)
-    mean[1, 2] = 0
-    means = pair_means(pairs, mean, mean, np.array([200, 10]))
-    assert means.noise[1, 2] > 0
-    # The whole stratum's moments count as 20 cells.
-    pooled = 10 / 30 * 0 + 20 / 30 * 0.3 * 200 / 210
-    scale = 1e4 / 0.9
-    expected = scale**2 * pooled / 10 / (1 + scale * pooled) ** 2
-    assert means.noise[1, 2] == pytest.approx(expected)
-    empty = pair_means(pairs, np.zeros((2, 4)), np.zeros((2, 4)), np.array([5, 5]))
-    assert len(empty.pairs) == 0
-
-
-def test_noise_of_log_normalised_means():
-    pairs = _pairs(np.array([[True, True], [False, True]]))
-    rng = np.random.default_rng(0)
-    mean, variance = rng.normal(size=(3, 5)), rng.uniform(size=(3, 5))
-    means = pair_means(pairs, mean, variance, np.array([10, 30, 5]), is_count=False)
-    np.testing.assert_array_equal(means.value, mean)
-    stratum = (10 * variance[0] + 30 * variance[1]) / 40
-    np.testing.assert_allclose(means.noise[0], (10 * variance[0] + 20 * stratum) / 30 / 10)
-    np.testing.assert_allclose(means.noise[2], variance[2] / 5)
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 20), (1, 5, 20), (4, 2, 20)])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from scvci.pooling import PairMeans, Pairs
-from scvci.pooling._means import merge_means
+from scvci.pooling import Pairs
 
 
 def test_pairs_are_counted_and_found_again():
@@ -43,30 +42,3 @@ def test_a_table_among_more_codes_and_a_union():
     large = Pairs(np.array([0, 2]), np.array([2, 1]), 3, 3)
     both = small.resized(3, 3).union(large)
     assert list(zip(both.stratum, both.treatment, strict=True)) == [(0, 1), (0, 2), (1, 0), (2, 1)]
-
-
-def test_means_of_a_reference_move_with_the_control():
-    """Stratum 0 is known to both, 1 to the reference, 2 is new; treatment 2 is new."""
-
-    def means(observed, value, noise):
-        pairs = Pairs(*np.nonzero(observed), 3, 3)
-        return PairMeans(
-            pairs, np.array(value)[observed][:, None], np.array(noise)[observed][:, None]
-        )
-
-    own = means(
-        np.array([[True, True, True], [False] * 3, [True, False, True]]),
-        [[3.0, 9.0, 5.0], [0, 0, 0], [7.0, 0, 8.0]],
-        [[0.3, 0.9, 0.5], [0, 0, 0], [0.7, 0, 0.8]],
-    )
-    reference = means(
-        np.array([[True, True, False], [True, True, False], [False] * 3]),
-        [[1.0, 2.0, 0], [4.0, 6.0, 0], [0, 0, 0]],
-        np.full((3, 3), 0.1),
-    )
-    merged = merge_means(reference, own, control=0)
-    pairs = list(zip(merged.pairs.stratum, merged.pairs.treatment, strict=True))
-    assert pairs == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0), (2, 2)]
-    # The reference's effect of +1 stays +1, now beside the new control.
-    np.testing.assert_allclose(merged.value[:, 0], [3, 4, 5, 4, 6, 7, 8])
-    np.testing.assert_allclose(merged.noise[:, 0], [0.3, 0.1, 0.5, 0.1, 0.1, 0.7, 0.8])

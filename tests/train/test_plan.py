@@ -1,4 +1,4 @@
-"""Optimisers, schedules and clipping of the training plan, and the best weights."""
+"""Optimisers, schedules and clipping of the training plan."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.optim.lr_scheduler import MultiStepLR
 from scvci.module import DataSizes, VCIModule
 from scvci.module._presets import build_config
 from scvci.train import VCITrainingPlan
-from scvci.train._callbacks import RestoreBest
 
 
 def _plan(term="moments", n_epochs=4, **settings):
@@ -66,20 +65,3 @@ def test_the_gradient_s_norm_is_limited(clip, expected):
     weights.grad = torch.tensor([3.0, 4.0])
     _plan(clip=clip).configure_gradient_clipping(torch.optim.SGD([weights], lr=1.0))
     assert float(weights.grad.norm()) == pytest.approx(expected, rel=1e-5)
-
-
-def test_the_best_epoch_s_weights_are_put_back():
-    net = torch.nn.Linear(1, 1)
-    holder = SimpleNamespace(module=net)
-    callback = RestoreBest("loss")
-    for epoch, loss in enumerate([3.0, 1.0, float("nan"), 2.0]):
-        torch.nn.init.constant_(net.weight, float(epoch))
-        trainer = SimpleNamespace(
-            callback_metrics={"loss": torch.tensor(loss)},
-            sanity_checking=False,
-            current_epoch=epoch,
-        )
-        callback.on_validation_end(trainer, holder)
-    assert (callback.best_epoch, callback.best_value) == (1, 1.0)
-    callback.on_train_end(trainer, holder)
-    assert float(net.weight.detach()) == 1.0

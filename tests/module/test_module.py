@@ -1,4 +1,4 @@
-"""Device safety: everything runs on fake CUDA tensors, so mixed devices fail without a GPU."""
+"""The module as a whole; on fake CUDA tensors, too, so that mixed devices fail without a GPU."""
 
 from __future__ import annotations
 
