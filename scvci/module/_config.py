@@ -97,7 +97,7 @@ class ModuleConfig:
         Networks, and the terms of the objective.
     target_sampling
         How targets t′ are drawn: ``"balanced"`` with equal probability among the other arms that
-        have cells in the stratum, control included; ``"paper"`` as the treatment of a random
+        have cells in the stratum, control included; ``"treated"`` as the treatment of a random
         treated cell of any stratum.
     """
 
