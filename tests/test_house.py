@@ -153,8 +153,7 @@ def test_the_page_of_the_api_is_read_in_any_style():
    Names of metrics.
 """
     assert _documented(text) == {
-        "scvci.train.RestoreBest",
-        "scvci.train.VCITrainingPlan",
+        *(f"scvci.train.{name}" for name in scvci.train.__all__),
         "scvci.data.Cells",
         "scvci.data.Condition",
         "scvci.data.Treatments",

@@ -10,7 +10,7 @@ import torch
 
 from scvci import module
 from scvci.module import BACKBONES, DataSizes, TrainingDefaults, VCIModule, _config
-from scvci.module._presets import build_config
+from scvci.module._presets import PRESETS, build_config
 
 #: The control, two doses of A, B, both, and B at a lower dose with A.
 _DOSES = np.array([[0, 0], [0.1, 0], [1, 0], [0, 1], [1, 1], [1, 0.5]])
@@ -66,15 +66,14 @@ def test_epochs_of_a_training_of_default_length():
 
 def test_names_are_those_of_the_kinds():
     for names, kinds in (
-        ("BackboneName", "BACKBONES"),
-        ("CovariateTermName", "COVARIATE_TERMS"),
-        ("DoseResponseName", "DOSE_RESPONSES"),
-        ("LikelihoodName", "LIKELIHOODS"),
-        ("PresetName", "PRESETS"),
+        (_config.BackboneName, module.BACKBONES),
+        (_config.CovariateTermName, module.COVARIATE_TERMS),
+        (_config.DoseResponseName, module.DOSE_RESPONSES),
+        (_config.LikelihoodName, module.LIKELIHOODS),
     ):
-        assert set(get_args(getattr(_config, names))) == set(getattr(module, kinds)), names
-        if kinds != "PRESETS":
-            assert all(name == kind.name for name, kind in getattr(module, kinds).items())
+        assert set(get_args(names)) == set(kinds), names
+        assert all(name == kind.name for name, kind in kinds.items())
+    assert set(get_args(_config.PresetName)) == set(PRESETS)
 
 
 def test_unknown_names_are_named():

@@ -48,7 +48,7 @@ def test_settings_are_those_of_the_reference():
     assert (objective.n_samples, objective.n_reference) == (30, 20)
     assert (objective.reduction, objective.kl) == ("mean", "paper")
     assert PRESETS["paper"].architecture.n_latent == 128
-    assert PRESETS["paper"].target_sampling == "paper"
+    assert PRESETS["paper"].target_sampling == "treated"
 
 
 def test_training_is_that_of_the_reference():
