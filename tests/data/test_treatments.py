@@ -179,12 +179,12 @@ def test_new_arms_follow_the_known_ones():
 def test_thousands_of_arms_are_built_at_once():
     conditions = [Condition((f"gene{i}",), (1.0,)) for i in range(3000)]
     conditions += [Condition.of({f"gene{i}": 1, f"gene{i + 1}": 1}) for i in range(999)]
-    start = time.perf_counter()
+    start = time.process_time()
     treatments = Treatments.from_conditions(conditions, COMBINED)
     again = Treatments.from_state(treatments.to_state())
     assert again.relative_doses.shape == (4000, 3000)
     assert again.relative_doses.nnz == 4998
     assert len(again.name_index) == len(again.index) == 4000
     assert again.alone.sum() == 3000
-    seconds = time.perf_counter() - start
-    assert seconds < 0.7
+    seconds = time.process_time() - start
+    assert seconds < 0.5
