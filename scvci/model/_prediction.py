@@ -11,13 +11,15 @@ import numpy as np
 import pandas as pd
 import torch
 from anndata import AnnData
+from scipy import sparse
 from scvi import REGISTRY_KEYS, settings
 from scvi.module._constants import MODULE_KEYS
 from sparse import GCXS
 
+from scvci._names import unknown_name_message
 from scvci.data import _constants as keys
 from scvci.data._conditions import format_dose
-from scvci.data._labels import encode, missing_key_message, read_labels
+from scvci.data._labels import as_names, encode, missing_key_message, read_labels
 from scvci.data._results import safe_name
 from scvci.module._coupling import expect_with_residuals, sample_with_residuals
 from scvci.module._fixed_totals import sample_with_totals
@@ -334,13 +336,7 @@ class PredictionMixin(VCIBase):
             If a treatment or gene is unknown.
         """
         self.require_trained("compute expected expression")
-        genes = self.genes
-        columns: Any = slice(None)
-        if gene_list is not None:
-            columns = encode(list(map(str, gene_list)), list(genes))
-            if (columns < 0).any():
-                unknown = list(gene_list)[int(np.argmax(columns < 0))]
-                raise ValueError(f"Gene {unknown!r} is not one of the model's genes.")
+        genes, columns = self.genes, self._gene_columns(gene_list)
         arm = None
         if treatment is not None:
             [condition] = self.conditions(treatment)
@@ -388,21 +384,38 @@ class PredictionMixin(VCIBase):
         -------
         Sparse array, shape ``(n_cells, n_genes)``, or with several draws
         ``(n_cells, n_genes, n_samples)``.
+
+        Raises
+        ------
+        ValueError
+            If a gene is unknown.
         """
         self.require_trained("draw from it")
-        columns: Any = slice(None)
-        if gene_list is not None:
-            columns = np.flatnonzero(pd.Index(self.genes).isin(list(gene_list)))
+        columns = self._gene_columns(gene_list)
+        n_genes = len(self.genes[columns])
         cells = self.cells(adata, indices)
-        blocks = []
+        blocks = [sparse.csr_matrix((0, n_genes * n_samples), dtype=np.float32)]
         with torch.inference_mode():
             for _, tensors in cells.batches(batch_size or settings.batch_size):
                 batch = self.on_device(tensors)
                 z = self.latent_states(batch, n_samples)
                 drawn = self.reconstruct(batch, z).sample().cpu().numpy()
-                blocks.append(GCXS.from_numpy(drawn.transpose(1, 2, 0)[:, columns]))
-        drawn = np.concatenate(blocks)
-        return drawn[:, :, 0] if n_samples == 1 else drawn
+                drawn = drawn.transpose(1, 2, 0)[:, columns]
+                blocks.append(sparse.csr_matrix(drawn.reshape(len(drawn), -1)))
+        rows = sparse.vstack(blocks, format="csr")
+        shape = (rows.shape[0], n_genes, n_samples)[: 2 if n_samples == 1 else 3]
+        return GCXS((rows.data, rows.indices, rows.indptr), shape=shape, compressed_axes=(0,))
+
+    def _gene_columns(self, gene_list: Sequence[str] | None) -> Any:
+        """Columns of genes in the order asked for; by default all."""
+        if gene_list is None:
+            return slice(None)
+        names, known = as_names(gene_list), self.genes.tolist()
+        columns = encode(names, known)
+        if (columns < 0).any():
+            unknown = names[int(np.argmax(columns < 0))]
+            raise ValueError(unknown_name_message("Gene", unknown, known))
+        return columns
 
     # -- requests ---------------------------------------------------------------------------------
 
