@@ -10,6 +10,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import torch
+from scvi.data import AnnDataManager
 from scvi.model._utils import parse_device_args
 from scvi.model.base._constants import SAVE_KEYS
 
@@ -159,8 +160,7 @@ class SavingMixin(VCIBase):
             ``adata`` has other genes.
         """
         folder = Path(dir_path)
-        path = folder / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
-        payload = _read(path, cls.__name__)
+        payload = _read(folder, prefix, cls.__name__)
         attributes = from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY])
         registry = attributes.pop("registry_")
         saved = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
@@ -191,9 +191,40 @@ class SavingMixin(VCIBase):
         model.to_device(target)
         return model
 
+    @classmethod
+    def load_registry(
+        cls, dir_path: str | os.PathLike[str], prefix: str | None = None
+    ) -> dict[str, Any]:
+        """Read the registry of a saved model; no code in the file is run.
 
-def _read(path: Path, class_name: str) -> dict[str, Any]:
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`load`.
+        """
+        payload = _read(Path(dir_path), prefix, cls.__name__)
+        return from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY]["registry_"])
+
+    @classmethod
+    def view_setup_args(cls, dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
+        """Print the arguments of ``setup_anndata`` of a saved model.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+        """
+        AnnDataManager.view_setup_method_args(cls.load_registry(dir_path, prefix))
+
+
+def _read(folder: Path, prefix: str | None, class_name: str) -> dict[str, Any]:
     """Read tensors and plain data of a model of a class."""
+    path = folder / f"{prefix or ''}{SAVE_KEYS.MODEL_FNAME}"
     if not path.exists():
         raise ValueError(f"No saved model at {path}.")
     payload = torch.load(path, map_location="cpu", weights_only=True)
