@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 
+from scvci import tl
 from scvci.model import VCI
 
 KEYS = {"layer": "counts", "categorical_covariate_keys": ["cell_type"]}
@@ -74,7 +76,7 @@ def test_missing_and_empty_labels(adata, key, value, what):
 
 def test_single_treatment(adata):
     adata = adata[adata.obs["treatment"] == "control"].copy()
-    _refused(adata, ValueError, "single level 'control'")
+    _refused(adata, ValueError, "single label 'control'")
 
 
 @pytest.mark.parametrize(("value", "match"), [(np.nan, "NaN or infinite"), (np.inf, "infinite")])
@@ -97,10 +99,57 @@ def test_what_is_no_count_is_named_under_a_count_likelihood(adata, value):
         VCI(adata)
 
 
-def test_counts_under_normal_warn(adata):
+def test_what_is_no_logarithm_is_named_under_normal(adata):
     VCI.setup_anndata(adata, **KEYS)
+    with pytest.raises(ValueError, match="not logarithms: cell 'cell0', gene 'Gene0000' is 43"):
+        VCI(adata, likelihood="normal")
+    log = adata.layers["counts"].log1p().toarray()
+    adata.layers["counts"] = log - log.mean(axis=0)
+    with pytest.raises(ValueError, match="scaled or centred: cell .*, gene "):
+        VCI(adata, likelihood="normal")
+    adata.layers["counts"] = np.minimum(np.rint(log), 20)
     with pytest.warns(UserWarning, match="whole numbers"):
         VCI(adata, likelihood="normal")
+
+
+def test_expression_is_checked_wherever_cells_enter(trained):
+    model, data = trained
+    cells = data.copy()
+    cells.layers["counts"] = cells.layers["counts"].log1p()
+    match = "not counts: cell 'cell0', gene 'Gene0000'"
+    for enter in (
+        partial(model.predict_counterfactual, "IFNb"),
+        model.get_latent_representation,
+        model.get_normalized_expression,
+        model.posterior_predictive_sample,
+        partial(tl.disentanglement_test, model),
+        partial(tl.check_overlap, model=model),
+        partial(tl.estimate_effects, model=model),
+        partial(VCI.load_query_data, reference_model=model),
+    ):
+        with pytest.raises(ValueError, match=match):
+            enter(adata=cells)
+    # Cells that are not in question are not judged.
+    cells.layers["counts"] = sparse.vstack(
+        [data.layers["counts"][:5], cells.layers["counts"][5:]], format="csr"
+    )
+    model.predict_counterfactual("IFNb", cells, indices=np.arange(5))
+
+
+def test_nothing_of_the_users_is_overwritten(trained):
+    model, data = trained
+    cells = data.copy()
+    cells.layers["mine"] = np.zeros(cells.shape)
+    with pytest.raises(ValueError, match=r"layers\['counts'\] is registered"):
+        model.predict_counterfactual("IFNb", cells, layer_added="counts")
+    with pytest.raises(ValueError, match=r"layers\['mine'\] exists and was not written by scvci"):
+        model.predict_counterfactual("IFNb", cells, layer_added="mine")
+    model.predict_counterfactual("IFNb", cells, layer_added="ours")
+    model.predict_counterfactual("IFNb", cells, layer_added="ours")
+    with pytest.raises(ValueError, match="holds the counterfactual for 'IFNb'"):
+        model.predict_counterfactual("TNFa", cells, layer_added="ours")
+    assert not cells.layers["mine"].any()
+    assert (cells.layers["counts"] != data.layers["counts"]).nnz == 0
 
 
 def test_empty_cells_and_genes_warn_and_do_not_break_training(adata):

@@ -79,10 +79,34 @@ def test_loading_runs_no_code(saved):
         pickle.dump(_Malicious(), file)
     with pytest.raises(Exception, match="(?i)weights|unpickl|load"):
         VCI.load(saved, adata=False)
-    payload = {"class": "VCI", "attributes": {"x": _Malicious()}, "state": {}, "format": 1}
+    payload = {"class": "VCI", "attr_dict": {"x": _Malicious()}, "format": 2}
     torch.save(payload, saved / "model.pt")
-    with pytest.raises(pickle.UnpicklingError):
-        VCI.load(saved, adata=False)
+    for read in (VCI.load, VCI.load_registry, VCI.view_setup_args):
+        with pytest.raises(pickle.UnpicklingError):
+            read(saved)
+
+
+def test_other_formats_are_refused_by_name(saved):
+    payload = torch.load(saved / "model.pt", weights_only=True)
+    assert payload["format"] == 2
+    for version in (1, 3, None):
+        torch.save({**payload, "format": version}, saved / "model.pt")
+        with pytest.raises(ValueError, match=f"saved in format {version}.*reads format 2"):
+            VCI.load(saved, adata=False)
+        with pytest.raises(ValueError, match=f"saved in format {version}"):
+            VCI.load_registry(saved)
+
+
+def test_parts_are_found_by_name_whatever_the_order(trained, saved):
+    model, data = trained
+    parts = {name: set(data.obs_names[model.part(name)]) for name in ("train", "validation")}
+    assert parts["train"]
+    assert parts["validation"]
+    shuffled = data[np.random.default_rng(0).permutation(300)[:200]].copy()
+    loaded = VCI.load(saved, shuffled, accelerator="cpu")
+    for name, cells in parts.items():
+        found = set(shuffled.obs_names[loaded.part(name)])
+        assert found == cells & set(shuffled.obs_names)
 
 
 def test_wrong_genes_folder_and_class(trained, saved, tmp_path):
