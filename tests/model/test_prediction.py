@@ -6,14 +6,16 @@ import warnings
 
 import anndata
 import numpy as np
+import pandas as pd
 import pytest
 import scanpy as sc
+import scvi
 import torch
 from helpers import without_layers
 from scipy import sparse
 
 import scvci
-from scvci.model import VCI
+from scvci.model import VCI, Block
 
 
 def test_x_is_untouched_and_provenance_recorded(trained):
@@ -266,3 +268,185 @@ def test_residuals_move_at_another_size_and_scale(trained):
         model.predict_counterfactual(
             "IFNb", cells, n_samples=1, keep_totals=True, keep_residuals=True
         )
+
+
+# -- means and blocks in place of layers ----------------------------------------------------------
+
+
+def test_means_are_those_of_the_layers(trained):
+    model, data = trained
+    cells = without_layers(data)
+    layers = model.predict_counterfactual(None, cells, log1p=True)
+    kept, records = list(cells.layers), dict(cells.uns["scvci"])
+    means = model.predict_counterfactual(None, cells, log1p=True, output="means")
+    assert list(cells.layers) == kept
+    assert cells.uns["scvci"].keys() == records.keys()
+    assert means.var_names.tolist() == data.var_names.tolist()
+    assert means.obs_names[:2].tolist() == ["control | B", "control | CD14 Mono"]
+    assert len(means) == len(layers) * 3
+    sizes = data.obs["cell_type"].value_counts()
+    for (_, row), values in zip(means.obs.iterrows(), means.X, strict=True):
+        own = (data.obs["cell_type"] == row["stratum"]).to_numpy()
+        expected = cells.layers[f"counterfactual_{row['treatment']}"][own].mean(axis=0)
+        np.testing.assert_allclose(values, expected, rtol=1e-4)
+        assert row["n_cells"] == sizes[row["stratum"]]
+        assert row["basis"] == "measured"
+    record = means.uns["scvci"]["X"]
+    assert record["scale"] == "log1p of expected counts at own library size"
+    assert record["seed"] == model.seed_
+
+
+def test_means_of_some_cells_weigh_a_cell_as_often_as_it_is_asked_for(trained):
+    model, data = trained
+    rows = np.flatnonzero(data.obs["cell_type"] == "B")[[5, 2, 2]]
+    cells = without_layers(data)
+    model.predict_counterfactual("IFNb", cells, batch_size=2)
+    means = model.predict_counterfactual(["IFNb"], cells, indices=rows, output="means")
+    assert means.obs["n_cells"].tolist() == [3]
+    expected = cells.layers["counterfactual_IFNb"][rows].mean(axis=0)
+    np.testing.assert_allclose(means.X[0], expected, rtol=1e-4)
+
+
+def test_means_of_draws_and_what_has_no_mean(trained):
+    model, data = trained
+    expected = model.predict_counterfactual("IFNb", data, output="means")
+    drawn = model.predict_counterfactual("IFNb", data, n_samples=1, output="means")
+    np.testing.assert_allclose(drawn.X.sum(axis=1), expected.X.sum(axis=1), rtol=0.05)
+    for arguments in ({"n_samples": 2}, {"quantiles": (0.2, 0.8)}):
+        with pytest.raises(ValueError, match="takes one prediction"):
+            model.predict_counterfactual("IFNb", data, output="means", **arguments)
+    with pytest.raises(ValueError, match="target_key= is for single cells"):
+        model.predict_counterfactual(adata=data, target_key="treatment", output="means")
+    with pytest.raises(ValueError, match="output='mean' must be"):
+        model.predict_counterfactual("IFNb", data, output="mean")
+
+
+def test_blocks_are_the_layers_in_pieces(trained):
+    model, data = trained
+    cells = without_layers(data)
+    names = ["TNFa", "control"]
+    layers = model.predict_counterfactual(names, cells)
+    plain = without_layers(data)
+    rows = np.array([7, 3, 250, 3, 11])
+    found = {name: [] for name in names}
+    seen = {name: [] for name in names}
+    for block in model.predict_counterfactual(
+        names, plain, indices=rows, batch_size=2, output="blocks"
+    ):
+        assert isinstance(block, Block)
+        assert block.values.shape == (len(block.rows), 30)
+        found[block.treatment].append(block.values)
+        seen[block.treatment].append(block.rows)
+    assert "scvci" not in plain.uns
+    assert not [name for name in plain.layers if name and name.startswith("counterfactual")]
+    for name, layer in zip(names, layers, strict=True):
+        np.testing.assert_array_equal(np.concatenate(seen[name]), rows)
+        np.testing.assert_allclose(
+            np.concatenate(found[name]), cells.layers[layer][rows], rtol=1e-4, atol=1e-5
+        )
+
+
+def test_blocks_of_draws_have_the_draws_first(trained):
+    model, data = trained
+    cells = without_layers(data)
+    scvi.settings.seed = 3
+    (block,) = model.predict_counterfactual(
+        "IFNb", cells, n_samples=2, batch_size=300, output="blocks"
+    )
+    assert block.values.shape == (2, 300, 30)
+    scvi.settings.seed = 3
+    layers = model.predict_counterfactual("IFNb", cells, n_samples=2, batch_size=300)
+    for draw, layer in zip(block.values, layers, strict=True):
+        np.testing.assert_array_equal(draw, cells.layers[layer].toarray())
+
+
+def test_blocks_of_targets_hold_each_cell_under_its_own(trained):
+    model, data = trained
+    cells = without_layers(data)
+    (layer,) = model.predict_counterfactual(adata=cells, target_key="treatment")
+    blocks = list(
+        model.predict_counterfactual(
+            adata=cells, target_key="treatment", batch_size=120, output="blocks"
+        )
+    )
+    assert [len(block.rows) for block in blocks] == [120, 120, 60]
+    values = np.concatenate([block.values for block in blocks])
+    np.testing.assert_allclose(values, cells.layers[layer], rtol=1e-4, atol=1e-5)
+
+
+# -- order and names ------------------------------------------------------------------------------
+
+
+def test_order_and_repetitions_of_indices_are_kept(trained):
+    model, data = trained
+    rows = np.array([9, 4, 250, 4, -1])
+    names = data.obs_names[rows]
+    latent = model.get_latent_representation()
+    expression = model.get_normalized_expression(treatment="IFNb", return_numpy=True)
+    for indices in (rows, rows.tolist(), names, names.tolist()):
+        options = {"indices": indices, "batch_size": 2}
+        np.testing.assert_allclose(
+            model.get_latent_representation(**options), latent[rows], rtol=1e-4, atol=1e-5
+        )
+        table = model.get_normalized_expression(treatment="IFNb", **options)
+        assert table.index.tolist() == names.tolist()
+        np.testing.assert_allclose(table, expression[rows], rtol=1e-4)
+
+
+_TWO = ["TNFa", "IFNb"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        _TWO,
+        tuple(_TWO),
+        set(_TWO),
+        dict.fromkeys(_TWO),
+        np.array(_TWO),
+        np.array(_TWO, dtype=object),
+        pd.Series(_TWO, index=[4, 2]),
+        pd.Index(_TWO),
+        pd.array(_TWO, dtype="string"),
+        pd.Categorical(_TWO, ["control", "IFNb", "TNFa"]),
+        pd.CategoricalIndex(_TWO),
+        pd.Series(_TWO, dtype="category"),
+    ],
+    ids=lambda names: type(names).__name__,
+)
+def test_names_come_in_any_container(trained, names):
+    model, data = trained
+    order = sorted(_TWO) if isinstance(names, set) else _TWO
+    cells = without_layers(data)[:5].copy()
+    layers = model.predict_counterfactual(names, cells)
+    assert layers == [f"counterfactual_{name}" for name in order]
+    assert [cells.uns["scvci"][layer]["treatment"] for layer in layers] == order
+    with pytest.raises(ValueError, match="asked for more than once"):
+        model.predict_counterfactual([*names, "IFNb"], cells)
+
+
+@pytest.mark.parametrize("name", ["IFNb", np.str_("IFNb")])
+def test_a_single_name_is_one_name(trained, name):
+    model, data = trained
+    cells = without_layers(data)[:5].copy()
+    assert model.predict_counterfactual(name, cells) == ["counterfactual_IFNb"]
+    assert model.predict_counterfactual(name, cells, layer_added="mine") == ["mine"]
+
+
+@pytest.mark.parametrize(
+    "container", [tuple, np.array, pd.Series, pd.Index, pd.Categorical, pd.CategoricalIndex]
+)
+def test_cells_genes_and_columns_come_in_any_container(trained, adata, container):
+    model, data = trained
+    names = container(data.obs_names[[8, 5]].tolist())
+    latent = model.get_latent_representation()
+    np.testing.assert_allclose(
+        model.get_latent_representation(indices=names), latent[[8, 5]], rtol=1e-4, atol=1e-5
+    )
+    genes = container(data.var_names[[8, 5]].tolist())
+    table = model.get_normalized_expression(gene_list=genes)
+    assert table.columns.tolist() == data.var_names[[8, 5]].tolist()
+    VCI.setup_anndata(
+        adata, control=container(["control"]), categorical_covariate_keys=container(["cell_type"])
+    )
+    assert VCI(adata).strata == model.strata

@@ -193,3 +193,24 @@ def test_draws_are_a_submission_that_cell_eval2_accepts(screen):
     norm.validate_input_type(submission, "counts")
     io.validate_pair(submission, real, pert_col="arm", control="control")
     np.testing.assert_array_equal(submission.X.sum(axis=1), real.X.sum(axis=1))
+
+
+def test_several_labels_of_the_control_are_one_control(adata, tmp_path):
+    labels = adata.obs["treatment"].astype(str).to_numpy(dtype=object)
+    one = _train(adata.copy(), max_epochs=2)
+    control = np.flatnonzero(labels == "control")
+    labels[control[::2]] = "untreated"
+    adata.obs["treatment"] = labels
+    several = _train(adata, max_epochs=2, control=["control", "untreated"])
+    assert several.treatments == one.treatments
+    assert several.control == "control"
+    several.save(tmp_path / "model")
+    loaded = VCI.load(tmp_path / "model", adata=False, accelerator="cpu")
+    expected, _ = _layer(one, "control")
+    for model in (several, loaded):
+        for name in ("control", "untreated"):
+            values, entry = _layer(model, name, cells=adata[:40].copy())
+            assert entry["treatment"] == "control"
+            np.testing.assert_array_equal(values, expected)
+    with pytest.raises(ValueError, match="'DMSO'"):
+        VCI.setup_anndata(adata, control=["control", "DMSO"])
