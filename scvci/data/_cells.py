@@ -340,6 +340,8 @@ def resolve_indices(adata: AnnData, indices: Any) -> np.ndarray:
             )
         return rows.astype(np.int64)
     rows = indices.astype(np.int64)
+    if (rows != indices).any():
+        raise IndexError(f"Index {indices[rows != indices][0]} is not a whole number.")
     outside = (rows < -adata.n_obs) | (rows >= adata.n_obs)
     if outside.any():
         raise IndexError(f"Index {rows[outside][0]} lies outside {adata.n_obs} cells.")

@@ -49,7 +49,7 @@ class Block:
     Attributes
     ----------
     treatment
-        Name of the treatment.
+        Name of the treatment; with ``target_key=`` that column.
     rows
         Rows of the AnnData, shape ``(n_cells,)``.
     values
@@ -73,7 +73,9 @@ class _Plan:
     calibrated: bool
     batch_size: int
     in_batch: int | None
-    #: Arm of each cell, shape ``(n_obs,)``, or ``None`` where all cells get all arms.
+    #: Column of the cells' targets, and the arm of each cell, shape ``(n_obs,)``; ``None`` where
+    #: all cells get all arms.
+    target_key: str | None = None
     which: np.ndarray | None = None
 
 
@@ -455,7 +457,7 @@ class PredictionMixin(VCIBase):
                     stacklevel=4,
                 )
         size = batch_size or settings.batch_size
-        return _Plan(cells, arms, conditions, scale, calibrated, size, in_batch, which)
+        return _Plan(cells, arms, conditions, scale, calibrated, size, in_batch, target_key, which)
 
     def _targets(self, cells: Cells, target_key: str) -> tuple[list[Condition], np.ndarray]:
         """Conditions that cells are to get, and which of them each cell gets."""
@@ -572,7 +574,9 @@ class PredictionMixin(VCIBase):
 
     def _blocks(self, plan: _Plan) -> Iterator[Block]:
         for name, rows, values in self._predictions(plan):
-            yield Block(name, rows, values[0] if len(values) == 1 else values)
+            yield Block(
+                name or plan.target_key or "", rows, values[0] if len(values) == 1 else values
+            )
 
     def _means(self, plan: _Plan) -> AnnData:
         """Mean over the cells of each stratum, a row for each (treatment, stratum)."""
@@ -642,4 +646,9 @@ def layer_names(
 
 
 def _is_one(treatment: Any) -> bool:
-    return isinstance(treatment, str) or not isinstance(treatment, Iterable)
+    """Whether one name is given, rather than a container of names."""
+    return (
+        isinstance(treatment, str)
+        or not isinstance(treatment, Iterable)
+        or (isinstance(treatment, np.ndarray) and treatment.ndim == 0)
+    )

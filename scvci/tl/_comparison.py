@@ -245,7 +245,7 @@ class Comparison:
             share = of_target / (of_target + of_reference)
         return propensity_strata(share, self.cells.stratum, self.cells.strata)
 
-    def test_leakage(self, targets: list[str], predict: Predict) -> pd.DataFrame:
+    def leakage(self, targets: list[str], predict: Predict) -> pd.DataFrame:
         """Test leakage, see :func:`scvci.effects.leakage_test`.
 
         Parameters

@@ -215,7 +215,7 @@ def leakage_test(
     )
     targets = measured_names(model.arms, treatment)
     predict = cross_fitted(model, comparison, n_folds, show_progress, train_kwargs)
-    table = comparison.test_leakage(targets, predict)
+    table = comparison.leakage(targets, predict)
     table.attrs["scale"] = scale
     return table
 

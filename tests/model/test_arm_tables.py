@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from scipy import sparse
 
 from scvci.model._arms import mean_effects, variance_beyond
 from scvci.pooling import PairMeans, Pairs
@@ -22,7 +23,9 @@ def table(rng):
     value, noise = rng.normal(size=(5, len(DOSES), 6)), rng.uniform(size=(5, len(DOSES), 6))
     pairs = Pairs(*np.nonzero(observed), *observed.shape)
     arms = SimpleNamespace(
-        relative_doses=DOSES, alone=(DOSES > 0).sum(axis=1) == 1, members=["a", "b"]
+        relative_doses=sparse.csr_matrix(DOSES),
+        alone=(DOSES > 0).sum(axis=1) == 1,
+        members=("a", "b"),
     )
     return PairMeans(pairs, value[observed], noise[observed]), arms, value, noise, observed
 
@@ -39,21 +42,21 @@ def test_variance_beyond_members_against_a_loop(table):
                 excess.append((weights @ value[x]) ** 2 - weights**2 @ noise[x])
     expected = max(np.mean(excess), 0)
     assert expected > 0.1
-    assert variance_beyond(means, arms, 0) == pytest.approx(expected)
+    assert variance_beyond(means, arms) == pytest.approx(expected)
 
 
 def test_nothing_to_compare(table):
     means, arms, *_ = table
     alone = means.take(np.isin(means.pairs.treatment, [0, 2, 3]))
-    assert variance_beyond(alone, arms, 0) == 0
+    assert variance_beyond(alone, arms) == 0
 
 
 def test_mean_effects_against_a_loop(table):
     means, arms, value, _, observed = table
-    found = mean_effects(means, arms, 0)
+    found = mean_effects(means, arms)
     for member, t in enumerate((2, 3)):
         rows = observed[:, t] & observed[:, 0]
         expected = (value[rows, t] - value[rows, 0]).mean(axis=0)
         np.testing.assert_allclose(found[member], expected)
     without = means.take(means.pairs.treatment != 3)
-    assert np.isnan(mean_effects(without, arms, 0)[1]).all()
+    assert np.isnan(mean_effects(without, arms)[1]).all()

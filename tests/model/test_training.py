@@ -11,6 +11,8 @@ import scvi
 import torch
 
 import scvci
+from scvci.data._splitter import CounterfactualSplitter
+from scvci.data._statistics import compute_statistics
 from scvci.model import VCI
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -117,8 +119,8 @@ def test_best_weights_are_restored(adata):
     assert losses[-1] > losses.min() + 1
     parts = (model.train_indices, model.validation_indices, model.test_indices)
     cells = model.cells().take(model.train_indices)
-    sampler = model._sampler(cells, scvci.data.compute_statistics(cells, uses_size=True))
-    splitter = scvci.data.CounterfactualSplitter(sampler, parts, batch_size=128, seed=model.seed_)
+    sampler = model._sampler(cells, compute_statistics(cells, uses_size=True))
+    splitter = CounterfactualSplitter(sampler, parts, batch_size=128, seed=model.seed_)
     (again,) = model.trainer.validate(
         model.trainer.lightning_module, splitter.val_dataloader(), verbose=False
     )
