@@ -7,16 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._cells import correction_by_cells, means_by_cells
-from ._clusters import ClusterWeights, correction_by_clusters, means_by_clusters, weigh_clusters
+from ._clusters import ClusterWeights, weigh_clusters
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ._design import Design
-    from ._intervals import Means
-    from ._moments import BothPredictions, OutcomeSums, PredictionSums
-    from ._validation import Estimand, Scale
+    from ._moments import OutcomeSums
+    from ._validation import Scale
 
 #: Weights of the means of a treatment and the reference.
 DIFFERENCE = np.array([1.0, -1.0])
@@ -94,45 +92,6 @@ class Contrast:
         if design.clusters is not None:
             clusters = weigh_clusters(design.clusters, arms, units, unit_weights)
         return cls(arms, weights, units, unit_weights, clusters)
-
-    def means(
-        self,
-        design: Design,
-        outcomes: OutcomeSums,
-        predictions: BothPredictions | None = None,
-        estimand: Estimand = "ate",
-    ) -> Means:
-        """Means of the arms, in order, then the corrections by predictions, if there are any.
-
-        Parameters
-        ----------
-        design
-            Cells by unit and arm.
-        outcomes
-            Sums of a chunk of genes.
-        predictions
-            Predictions under the treatment and the reference of a difference, which add a
-            correction to each of the two means.
-        estimand
-            ``"att"`` corrects the reference's mean only, to the treated cells.
-        """
-        if self.clusters is not None:
-            return means_by_clusters(self.clusters, outcomes, predictions, estimand)
-        return means_by_cells(self, design, outcomes, predictions, estimand)
-
-    def correction(self, design: Design, predictions: PredictionSums) -> Means:
-        """Mean over all cells less that over the first arm's, of predictions under its treatment.
-
-        Parameters
-        ----------
-        design
-            Cells by unit and arm.
-        predictions
-            Sums of a chunk of genes.
-        """
-        if self.clusters is not None:
-            return correction_by_clusters(self.clusters, predictions)
-        return correction_by_cells(self, design, predictions)
 
     def count_expressing(self, outcomes: OutcomeSums) -> np.ndarray:
         """Count the expressing cells of all arms, shape ``(n_genes,)``.

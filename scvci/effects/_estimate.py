@@ -11,6 +11,7 @@ from ._comparisons import REFERENCE, Comparison, Rules, make_comparisons
 from ._design import Design, make_design
 from ._effect import Options, leakage_p_values, measured_effect, predicted_effect
 from ._intervals import Estimate
+from ._means import means_of
 from ._moments import (
     BothPredictions,
     OutcomeSums,
@@ -300,10 +301,10 @@ class _Chunks:
         robust, leakage_p = None, np.full((2, n_genes), np.nan)
         if contrast is not None:
             expressing = contrast.count_expressing(sums)
-            means = contrast.means(self.design, sums)
+            means = means_of(contrast, self.design, sums)
             observed = measured_effect(contrast, means, expressing, options)
             if comparison.estimator == "robust" and both is not None:
-                means = contrast.means(self.design, sums, both, options.estimand)
+                means = means_of(contrast, self.design, sums, both, options.estimand)
                 leakage_p = leakage_p_values(means)
                 robust = measured_effect(contrast, means, expressing, options)
         elif comparison.estimator != "skipped" and both is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from ._contrasts import Contrast, weighted_sum
 from ._design import Design, make_design
 from ._intervals import PROBLEMS, Estimate, adjust_rows, infer
+from ._means import means_of
 from ._moments import OutcomeSums, gene_chunks, sum_outcomes
 from ._table import make_table
 from ._validation import check_codes, check_numbers, check_shape, check_values
@@ -203,7 +204,7 @@ def _estimate(
     contrast = row.contrast
     if contrast is None:
         return Estimate.missing(sums.total.shape[2])
-    means = contrast.means(design, sums)
+    means = means_of(contrast, design, sums)
     effect, interaction = (
         means.value[0] - means.value[-1],
         weighted_sum(contrast.weights, means.value),

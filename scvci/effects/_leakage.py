@@ -9,6 +9,7 @@ import numpy as np
 from ._contrasts import Contrast
 from ._design import Design, make_design
 from ._intervals import adjust, zero_p_value
+from ._means import correction_of
 from ._moments import PredictionSums, gene_chunks, sum_predictions
 from ._table import make_table
 from ._validation import check_codes, check_numbers, find_codes
@@ -129,7 +130,7 @@ def _test(
         if contrast is None:
             rows.append(np.full((3, n_genes), np.nan))
             continue
-        found = contrast.correction(design, predictions)
+        found = correction_of(contrast, design, predictions)
         variance, df = found.variance(np.ones((1, 1)))
         mean = predictions.total[unit].sum(axis=0) / design.counts[unit].sum()
         p_value = zero_p_value(found.value[0], variance, df, np.abs(mean))

@@ -5,7 +5,7 @@ from ._backbones import BACKBONES
 from ._config import Architecture, ModuleConfig, Objective
 from ._covariate_terms import COVARIATE_TERMS, Counterfactuals, CovariateTerm, TermInputs
 from ._doses import DOSE_RESPONSES, DoseResponse
-from ._extension import Growth
+from ._growth import Growth
 from ._likelihoods import LIKELIHOODS, Likelihood, ShiftedMeans
 from ._module import VCIModule
 from ._sizes import DataSizes

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ._config import Architecture
-    from ._extension import Growth
+    from ._growth import Growth
     from ._likelihoods import Likelihood
     from ._sizes import DataSizes
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ._backbone import ArmCodes, Backbone
-from ._extension import Columns, Growth, lay_out
+from ._growth import Columns, Growth, lay_out
 from ._networks import EffectDecoder, Encoder, effect_blocks
 
 if TYPE_CHECKING:
