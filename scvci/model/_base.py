@@ -32,8 +32,12 @@ if TYPE_CHECKING:
 
     from ._calibration import Calibration
 
-#: Names of the parts of a split.
-PARTS = ("train", "validation", "test")
+
+def _part(name: str, doc: str) -> property:
+    """Rows of a part of the split, found by the names of its cells."""
+    return property(
+        lambda model: model.part(name), lambda model, rows: model._set_part(name, rows), doc=doc
+    )
 
 
 class VCIBase(BaseModelClass):
@@ -200,32 +204,11 @@ class VCIBase(BaseModelClass):
         if self.adata is not None:
             self.parts_[name] = self.adata.obs_names[rows].astype(str).tolist()
 
-    @property
-    def train_indices(self) -> np.ndarray:
-        """Rows of ``adata`` that the last training was fitted to."""
-        return self.part("train")
-
-    @train_indices.setter
-    def train_indices(self, rows: np.ndarray | None) -> None:
-        self._set_part("train", rows)
-
-    @property
-    def validation_indices(self) -> np.ndarray:
-        """Rows of ``adata`` that chose when the last training stopped."""
-        return self.part("validation")
-
-    @validation_indices.setter
-    def validation_indices(self, rows: np.ndarray | None) -> None:
-        self._set_part("validation", rows)
-
-    @property
-    def test_indices(self) -> np.ndarray:
-        """Rows of ``adata`` that entered nothing."""
-        return self.part("test")
-
-    @test_indices.setter
-    def test_indices(self, rows: np.ndarray | None) -> None:
-        self._set_part("test", rows)
+    train_indices = _part("train", "Rows of ``adata`` that the last training was fitted to.")
+    validation_indices = _part(
+        "validation", "Rows of ``adata`` that chose when the last training stopped."
+    )
+    test_indices = _part("test", "Rows of ``adata`` that entered nothing.")
 
     # -- what is asked for ------------------------------------------------------------------------
 
