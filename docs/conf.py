@@ -9,7 +9,8 @@ _HERE = Path(__file__).parent
 # The notebooks live beside the documentation, in tutorials/; Sphinx wants them inside.
 _NOTEBOOKS = _HERE / "tutorials"
 shutil.rmtree(_NOTEBOOKS, ignore_errors=True)
-shutil.copytree(_HERE.parent / "tutorials", _NOTEBOOKS, ignore=shutil.ignore_patterns(".ipynb*", "*.py"))
+_IGNORED = shutil.ignore_patterns(".ipynb*", "*.py")
+shutil.copytree(_HERE.parent / "tutorials", _NOTEBOOKS, ignore=_IGNORED)
 
 project = "scvci"
 author = "the scvci developers"
