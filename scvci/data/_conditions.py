@@ -198,17 +198,34 @@ def parse_doses(label: str, dose: Any, n: int, separator: str) -> list[float]:
         If there are not ``n`` numbers of at least 0.
     """
     text = str(dose).strip()
-    joint = re.escape(separator.strip()) if separator.strip() else r"\s"
-    if re.fullmatch(rf"{_NUMBER}(?:\s*{joint}\s*{_NUMBER})*", text):
-        texts = re.findall(_NUMBER, text)
-    else:
-        texts = [part.strip() for part in text.split(separator)]
+    joint = separator.strip() or separator
+    readings = _split_doses(text.split(joint), n, joint)
+    if len(readings) > 1:
+        shown = " or ".join(map(str, readings))
+        raise ValueError(
+            f"The doses {dose!r} of treatment {label!r} can be read in more than one way "
+            f"({shown}), as the separator {separator!r} occurs in numbers. Choose another."
+        )
+    texts = readings[0] if readings else [part.strip() for part in text.split(separator)]
     if len(texts) != n:
         raise ValueError(
             f"Treatment {label!r} has {n} members and {len(texts)} doses ({dose!r}). Give one "
             f"dose for each member, such as {separator.join(['1.0'] * n)!r}."
         )
     return [_dose(part, label) for part in texts]
+
+
+def _split_doses(pieces: list[str], n: int, joint: str) -> list[list[str]]:
+    """All ways to join neighbouring pieces into ``n`` numbers."""
+    if n == 0:
+        return [] if pieces else [[]]
+    found = []
+    # A number that holds the separator falls into few pieces.
+    for k in range(1, min(len(pieces), 3) + 1):
+        number = joint.join(pieces[:k]).strip()
+        if re.fullmatch(_NUMBER, number):
+            found += [[number, *rest] for rest in _split_doses(pieces[k:], n - 1, joint)]
+    return found
 
 
 def _dose(text: str, label: str) -> float:

@@ -13,6 +13,7 @@ from scvci.data._conditions import (
     TreatmentKeys,
     find_keys,
     format_dose,
+    parse_doses,
     parse_label,
     read_conditions,
 )
@@ -219,3 +220,22 @@ def test_rows_of_the_matrix_that_are_not_in_question_need_no_dose():
     assert _read(cells, keys, np.array([0, 2])) == [CONTROL, None, Condition(("A",), (2.0,))]
     with pytest.raises(ValueError, match="nan for cell 'cell1', treatment 'A'"):
         read_conditions(cells, keys)
+
+
+@pytest.mark.parametrize(
+    ("text", "separator", "doses"),
+    [
+        ("0.5e1e-05", "e", [0.5, 1e-05]),
+        ("1e-06-2", "-", [1e-06, 2.0]),
+        ("0.511e-05", "1", [0.5, 1e-05]),
+        ("1 0.5", " ", [1.0, 0.5]),
+        ("1e+06 + 2", "+", [1e06, 2.0]),
+    ],
+)
+def test_doses_whose_separator_is_part_of_numbers(text, separator, doses):
+    assert parse_doses(f"A{separator}B", text, 2, separator) == doses
+
+
+def test_doses_that_can_be_read_in_two_ways_are_refused():
+    with pytest.raises(ValueError, match="more than one way.*separator '.'"):
+        parse_doses("A.B", "0.5.1e-05", 2, ".")
