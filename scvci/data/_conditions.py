@@ -279,8 +279,10 @@ def find_keys(
             f"dose_key={dose_key!r} is for labels; the entries of obsm[{key!r}] are the doses."
         )
     table = adata.obsm[key]
-    if isinstance(table, pd.DataFrame) and not table.isin([0, 1]).all(axis=None):
-        dose_key = key
+    if isinstance(table, pd.DataFrame):
+        treated = [str(name) not in controls for name in table.columns]
+        if not table.loc[:, treated].isin([0, 1]).all(axis=None):
+            dose_key = key
     return TreatmentKeys(key, controls, dose_key, separator)
 
 
@@ -343,7 +345,10 @@ def _read_columns(
         return np.where(treated, -1, codes), [
             parse_label(label, 0, keys) if label in keys.controls else CONTROL for label in labels
         ]
-    dose_codes, doses = pd.factorize(adata.obs[keys.dose_key], use_na_sentinel=False)
+    column = adata.obs[keys.dose_key]
+    if column.dtype == np.float16:
+        column = pd.Series(exact_doses(column), index=column.index)
+    dose_codes, doses = pd.factorize(column, use_na_sentinel=False)
     # The control has no dose, whatever its column says.
     pair = np.where(codes < 0, -1, codes * len(doses) + np.where(treated, dose_codes, 0))
     judged = _judged(pair, rows)
@@ -369,7 +374,16 @@ def _read_matrix(
             f"obsm[{keys.key!r}] must be a data frame whose columns are the treatments; got "
             f"{type(table).__name__}, which has no names."
         )
-    values = table.to_numpy(dtype=float, na_value=np.nan)
+    names = [str(name) for name in table.columns]
+    if len(set(names)) < len(names):
+        twice = next(name for i, name in enumerate(names) if name in names[:i])
+        raise ValueError(
+            f"obsm[{keys.key!r}] has several columns named {twice!r}, and all but one would be "
+            "lost; join or rename them."
+        )
+    values = np.empty(table.shape)
+    for i in range(len(names)):
+        values[:, i] = exact_doses(table.iloc[:, i])
     bad = ~np.isfinite(values) | (values < 0)
     judged = bad if rows is None else bad[rows]
     if judged.any():
@@ -379,18 +393,25 @@ def _read_matrix(
             f"obsm[{keys.key!r}] has {values[row, column]} for cell {adata.obs_names[row]!r}, "
             f"treatment {table.columns[column]!r}; doses are numbers of at least 0."
         )
-    names = [str(name) for name in table.columns]
     unlabelled = bad.any(axis=1)
-    found, inverse = np.unique(np.where(bad, 0, values), axis=0, return_inverse=True)
-    # Single precision would turn 0.1 into 0.10000000149.
-    single = all(dtype == np.float32 for dtype in table.dtypes)
+    # A control beside other treatments means no further treatment.
+    values = np.where(bad | np.isin(names, keys.controls), 0, values)
+    found, inverse = np.unique(values, axis=0, return_inverse=True)
     conditions = [
-        Condition.of(
-            {
-                names[i]: float(str(np.float32(row[i]))) if single else row[i]
-                for i in np.flatnonzero(row)
-            }
-        )
-        for row in found
+        Condition.of({names[i]: row[i] for i in np.flatnonzero(row)}) for row in found
     ]
     return np.where(unlabelled, -1, inverse.ravel()), conditions
+
+
+def exact_doses(column: pd.Series) -> np.ndarray:
+    """Doses in double precision, as they were written: 0.1 in fewer digits is 0.1.
+
+    Parameters
+    ----------
+    column
+        Numbers of any type.
+    """
+    if column.dtype in (np.float16, np.float32):
+        found, inverse = np.unique(column.to_numpy(), return_inverse=True)
+        return np.array([float(str(value)) for value in found])[inverse.ravel()]
+    return column.to_numpy(dtype=float, na_value=np.nan)

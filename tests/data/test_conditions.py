@@ -239,3 +239,39 @@ def test_doses_whose_separator_is_part_of_numbers(text, separator, doses):
 def test_doses_that_can_be_read_in_two_ways_are_refused():
     with pytest.raises(ValueError, match="more than one way.*separator '.'"):
         parse_doses("A.B", "0.5.1e-05", 2, ".")
+
+
+@pytest.mark.parametrize("dtypes", [("float16", "float16"), ("float32", "int64")])
+def test_short_floats_of_a_matrix_are_read_as_written(dtypes):
+    cells = _cells(["", "", ""])
+    table = pd.DataFrame({"A": [0.1, 0, 0], "B": [0, 1, 0]}, index=cells.obs_names)
+    cells.obsm["screen"] = table.astype(dict(zip("AB", dtypes, strict=True)))
+    _, conditions = read_conditions(cells, find_keys(cells, "screen", "control", None, None))
+    assert Condition(("A",), (0.1,)) in conditions
+
+
+def test_half_precision_doses_are_read_as_written():
+    cells = _cells(["control", "A"], np.array([0, 0.1], dtype=np.float16))
+    _, conditions = read_conditions(cells, find_keys(cells, "treatment", "control", "dose", None))
+    assert conditions == [CONTROL, Condition(("A",), (0.1,))]
+
+
+@pytest.mark.parametrize("amount", [1.0, 2.0])
+def test_a_control_column_of_a_matrix_is_no_treatment(amount):
+    cells = _cells(["", "", ""])
+    cells.obsm["screen"] = pd.DataFrame(
+        {"control": [amount, 0, amount], "A": [0.0, 1, 1]}, index=cells.obs_names
+    )
+    keys = find_keys(cells, "screen", "control", None, None)
+    codes, conditions = read_conditions(cells, keys)
+    assert [keys.name(conditions[code]) for code in codes] == ["control", "A", "A"]
+
+
+@pytest.mark.parametrize("columns", [["A", "A"], [1, "1"]])
+def test_columns_of_one_name_in_a_matrix_are_refused(columns):
+    cells = _cells(["", "", ""])
+    cells.obsm["screen"] = pd.DataFrame(
+        [[0, 0], [1, 0], [0, 1]], index=cells.obs_names, columns=columns
+    )
+    with pytest.raises(ValueError, match="several columns named"):
+        read_conditions(cells, TreatmentKeys("screen", ("control",)))
