@@ -48,6 +48,11 @@ def read_requests(
         return list(arms.conditions)
     if isinstance(treatment, pd.DataFrame):
         requests = _read_table(treatment, dose)
+        if not arms.dosed and any(d is not None for _, d in requests):
+            raise ValueError(
+                "The table has doses, but the data were set up without (dose_key). Leave the "
+                "column 'dose' out."
+            )
     else:
         requests = [(label, dose) for label in as_names(treatment)]
     if not requests:
@@ -117,4 +122,7 @@ def _read_table(table: pd.DataFrame, dose: Any) -> list[tuple[str, Any]]:
             f"{[str(c) for c in table.columns]}), and no dose= beside it."
         )
     doses = table["dose"] if "dose" in table else [None] * len(table)
-    return [(str(t), d) for t, d in zip(table["treatment"], doses, strict=True)]
+    return [
+        (str(t), None if pd.isna(d) else d)
+        for t, d in zip(table["treatment"], doses, strict=True)
+    ]

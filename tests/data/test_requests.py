@@ -78,3 +78,15 @@ def test_contrasts_are_with_the_control_unless_another_is_named():
         contrast_names(PLAIN, ["A", "NTC"], None)
     with pytest.raises(ValueError, match="'C' is unknown"):
         contrast_names(PLAIN, "A", "C")
+
+
+def test_tables_with_doses_need_data_with_doses():
+    table = pd.DataFrame({"treatment": ["A"], "dose": [5.0]})
+    with pytest.raises(ValueError, match="table has doses, but the data were set up without"):
+        read_requests(PLAIN, table)
+
+
+def test_a_missing_dose_in_a_table_is_none():
+    table = pd.DataFrame({"treatment": ["control", "B", "A"], "dose": [np.nan, np.nan, 0.5]})
+    found = read_requests(DOSED, table)
+    assert found == [CONTROL, Condition(("B",), (2.0,)), Condition(("A",), (0.5,))]
