@@ -272,6 +272,8 @@ class Cells:
         self, batch_size: int, rows: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
         """Yield rows and tensors, in the order of ``rows`` (by default those in question)."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1.")
         rows = self.rows if rows is None else rows
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
@@ -320,19 +322,31 @@ def resolve_indices(adata: AnnData, indices: Any) -> np.ndarray:
 
     Raises
     ------
-    IndexError, KeyError
-        If an index lies outside ``adata`` or a cell name is unknown.
+    IndexError, KeyError, TypeError, ValueError
+        If an index lies outside ``adata``, a cell name is unknown or not unique, or ``indices``
+        have no order or more than one dimension.
     """
     if indices is None:
         return np.arange(adata.n_obs)
     if isinstance(indices, slice):
         return np.arange(adata.n_obs)[indices]
+    if isinstance(indices, set | frozenset):
+        raise TypeError("indices= is a set, which has no order; pass a list.")
     indices = np.atleast_1d(np.asarray(indices))
+    if indices.ndim > 1:
+        raise IndexError(f"indices of shape {indices.shape} must have one dimension.")
+    if indices.dtype == object and pd.api.types.infer_dtype(indices) in ("boolean", "integer"):
+        indices = indices.astype(type(indices[0]))
     if indices.dtype == bool:
         if len(indices) != adata.n_obs:
             raise IndexError(f"Mask of {len(indices)} values for {adata.n_obs} cells.")
         return np.flatnonzero(indices)
     if indices.size and indices.dtype.kind in "OUT":
+        if not adata.obs_names.is_unique:
+            raise ValueError(
+                "Cell names are not unique, so indices= cannot name cells; call "
+                "adata.obs_names_make_unique(), or pass rows."
+            )
         rows = adata.obs_names.get_indexer(pd.Index(indices))
         if (rows < 0).any():
             raise KeyError(

@@ -409,3 +409,30 @@ def test_the_text_of_a_missing_value_is_not_taken_without_a_word():
     adata.obs["treatment"] = label.where(np.arange(adata.n_obs) > 20, np.nan).map(str)
     with pytest.warns(UserWarning, match="label 'nan' in 21 cells"):
         VCI.setup_anndata(adata)
+
+
+def test_masks_and_rows_as_objects(model):
+    whole = model.get_latent_representation()
+    mask = np.arange(model.adata.n_obs) % 7 == 0
+    for indices in (mask.astype(object), np.flatnonzero(mask).astype(object)):
+        np.testing.assert_allclose(
+            model.get_latent_representation(indices=indices), whole[mask], atol=1e-6
+        )
+
+
+def test_indices_without_order_or_name_are_refused(model):
+    with pytest.raises(TypeError, match="a set, which has no order"):
+        model.get_latent_representation(indices={1, 2})
+    with pytest.raises(IndexError, match="must have one dimension"):
+        model.get_latent_representation(indices=[[1, 2]])
+    cells = _make()
+    cells.obs_names = ["same"] * cells.n_obs
+    with pytest.raises(ValueError, match="names are not unique"):
+        model.get_latent_representation(cells, indices=["same"])
+
+
+def test_a_negative_batch_size_is_no_empty_layer(model):
+    cells = model.adata.copy()
+    with pytest.raises(ValueError, match="batch_size=-1 must be at least 1"):
+        model.predict_counterfactual("A", cells, batch_size=-1)
+    assert "counterfactual_A" not in cells.layers
