@@ -82,12 +82,21 @@ class Results:
             With what the entry is.
         """
         where = f"{place}[{name!r}]"
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(
+                f"{name!r} must be a text without '/', which files cannot hold in names."
+            )
         records = self.records
         if name in self.registered[place] or name.startswith("_scvi"):
             raise ValueError(
                 f"{where} is registered: the model reads it. Choose another name for the result."
             )
         record = records.get(name)
+        if record is not None and not isinstance(record, Mapping):
+            raise ValueError(
+                f"uns[{UNS_KEY!r}][{name!r}] was not written by scvci, but the record of {where} "
+                "belongs there. Move it to another key."
+            )
         if record is not None and record.get("place", place) != place:
             elsewhere = getattr(self.adata, record["place"])
             if name in elsewhere:

@@ -225,10 +225,11 @@ class PredictionMixin(VCIBase):
         single = target_key is not None or (len(plan.arms) == 1 and _is_one(treatment))
         labels = list(plan.arms) if target_key is None else [target_key]
         layers = layer_names(labels, layer_added, single, scale.suffixes())
+        kind = "counterfactual" if target_key is None else "counterfactual by target_key"
         results = self.results(plan.cells.adata)
         for label, names in layers.items():
             for name in names:
-                results.check("layers", name, "counterfactual", label)
+                results.check("layers", name, kind, label)
         values = self._layers(plan)
         for label, condition in zip(labels, plan.conditions, strict=False):
             for i, name in enumerate(layers[label]):
@@ -238,7 +239,7 @@ class PredictionMixin(VCIBase):
                     else {"treatment": target_key, "dose": "of each cell", "basis": "of each cell"}
                 )
                 entry |= {
-                    "kind": "counterfactual",
+                    "kind": kind,
                     "scale": scale.describe(self.is_count),
                     "calibrated": calibrated,
                     "batch": "of each cell" if batch is None else str(batch),
@@ -632,6 +633,8 @@ def layer_names(
         If two treatments would share a layer.
     """
     names = {}
+    if layer_added is not None and not isinstance(layer_added, str):
+        raise TypeError(f"layer_added={layer_added!r} must be a text.")
     for label in labels:
         base = layer_added if single and layer_added else None
         base = base or safe_name(f"{layer_added or 'counterfactual'}_{label}")

@@ -436,3 +436,32 @@ def test_a_negative_batch_size_is_no_empty_layer(model):
     with pytest.raises(ValueError, match="batch_size=-1 must be at least 1"):
         model.predict_counterfactual("A", cells, batch_size=-1)
     assert "counterfactual_A" not in cells.layers
+
+
+@pytest.mark.parametrize("name", ["x/y", 5, ("a", "b")])
+def test_names_that_files_cannot_hold_are_refused(model, name):
+    cells = model.adata.copy()
+    for write in (
+        lambda: model.predict_counterfactual("A", cells, layer_added=name),
+        lambda: tl.effect_scores(model, "A", adata=cells, key_added=name),
+        lambda: tl.rank_genes_counterfactual(model, "A", adata=cells, key_added=name),
+    ):
+        with pytest.raises((TypeError, ValueError), match="must be a text"):
+            write()
+
+
+def test_a_note_of_the_user_among_the_records_is_not_overwritten(model):
+    cells = model.adata.copy()
+    cells.uns["scvci"] = {"counterfactual_A": "my note"}
+    with pytest.raises(ValueError, match="was not written by scvci"):
+        model.predict_counterfactual("A", cells)
+    assert cells.uns["scvci"] == {"counterfactual_A": "my note"}
+
+
+def test_a_column_of_targets_named_like_a_treatment_overwrites_nothing():
+    adata = _make(treats=("control", "A", "wish"))
+    model = _fit(adata)
+    model.predict_counterfactual("wish")
+    adata.obs["wish"] = "A"
+    with pytest.raises(ValueError, match="holds the counterfactual for 'wish'"):
+        model.predict_counterfactual(target_key="wish")
