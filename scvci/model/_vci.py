@@ -283,7 +283,14 @@ class VCI(QueryMixin, PredictionMixin):
         ValueError
             If it was not set up.
         """
-        manager = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
+        if not hasattr(adata, "uns"):
+            raise TypeError(f"adata= must be an AnnData; got {type(adata).__name__}.")
+        uuid = adata.uns.get("_scvi_uuid")
+        manager, classes = None, [cls]
+        while manager is None and classes:
+            candidate = classes.pop()
+            manager = candidate._setup_adata_manager_store.get(uuid)
+            classes += candidate.__subclasses__()
         if manager is None:
             raise ValueError(
                 f"adata was not set up in this session: call {cls.__name__}.setup_anndata first, "

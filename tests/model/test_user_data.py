@@ -465,3 +465,17 @@ def test_a_column_of_targets_named_like_a_treatment_overwrites_nothing():
     adata.obs["wish"] = "A"
     with pytest.raises(ValueError, match="holds the counterfactual for 'wish'"):
         model.predict_counterfactual(target_key="wish")
+
+
+def test_cells_set_up_by_a_subclass_are_known():
+    class Mine(VCI):
+        pass
+
+    adata = _make()
+    Mine.setup_anndata(adata, categorical_covariate_keys=["cell_type"])
+    assert set(tl.estimate_effects(adata, min_cells=5)["treatment"]) == {"A", "B"}
+
+
+def test_a_model_in_place_of_an_anndata_is_named(model):
+    with pytest.raises(TypeError, match="adata= must be an AnnData; got VCI"):
+        tl.estimate_effects(model, "A")
