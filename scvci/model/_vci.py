@@ -11,6 +11,7 @@ from scvi.data import AnnDataManager
 from scvi.data._utils import _assign_adata_uuid
 from scvi.data.fields import LayerField, NumericalJointObsField, NumericalObsField
 
+from scvci.data import Cells
 from scvci.data import _constants as keys
 from scvci.data._conditions import find_keys, read_conditions
 from scvci.data._embeddings import read_embeddings
@@ -247,6 +248,9 @@ class VCI(QueryMixin, PredictionMixin):
                 batches.prepare(adata)
         if is_new:
             _check_design(adata, treatment, covariates)
+        else:
+            # Fields write one after the other; what they refuse is to be found before.
+            Cells.from_registry(adata, kwargs["source_registry"])
         known = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
         if known is not None and known.adata is not adata and not adata.is_view:
             # A copy that is set up anew is no copy: the original keeps its own registry.

@@ -479,3 +479,14 @@ def test_cells_set_up_by_a_subclass_are_known():
 def test_a_model_in_place_of_an_anndata_is_named(model):
     with pytest.raises(TypeError, match="adata= must be an AnnData; got VCI"):
         tl.estimate_effects(model, "A")
+
+
+def test_cells_that_a_saved_model_refuses_are_left_as_they_were(model, tmp_path):
+    model.save(tmp_path / "model")
+    cells = _make()
+    cells.obs.loc["c3", "cell_type"] = "weird"
+    with pytest.raises(ValueError, match="'weird'"):
+        VCI.load(tmp_path / "model", cells, accelerator="cpu")
+    assert list(cells.obs) == ["treatment", "cell_type"]
+    assert not len(cells.uns)
+    assert not len(cells.obsm)
