@@ -141,7 +141,7 @@ class Cells:
             covariates=covariates,
             strata=stratum_names(state),
             continuous=_numeric(adata, list(continuous), judged) if continuous else None,
-            size_factor=_numeric(adata, [size_factor], judged)[:, 0] if size_factor else None,
+            size_factor=_positive(adata, size_factor, judged) if size_factor else None,
             batch=batch,
             layer=setup["layer"],
             covariate_state=state,
@@ -371,4 +371,17 @@ def _numeric(adata: AnnData, columns: list[str], rows: np.ndarray | None) -> np.
     judged = values if rows is None else values[rows]
     if not np.isfinite(judged).all():
         raise ValueError(f"obs columns {columns} hold missing or infinite values.")
+    return values
+
+
+def _positive(adata: AnnData, column: str, rows: np.ndarray | None) -> np.ndarray:
+    """Read size factors, which divide counts."""
+    values = _numeric(adata, [column], rows)[:, 0]
+    judged = np.arange(len(values)) if rows is None else rows
+    wrong = judged[values[judged] <= 0]
+    if len(wrong):
+        raise ValueError(
+            f"Size factors in obs[{column!r}] must be positive; that of cell "
+            f"{str(adata.obs_names[wrong[0]])!r} is {values[wrong[0]]:g}."
+        )
     return values

@@ -490,3 +490,17 @@ def test_cells_that_a_saved_model_refuses_are_left_as_they_were(model, tmp_path)
     assert list(cells.obs) == ["treatment", "cell_type"]
     assert not len(cells.uns)
     assert not len(cells.obsm)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0])
+def test_size_factors_are_checked_wherever_cells_enter(value):
+    adata = _make()
+    adata.obs["sf"] = 1.0
+    model = _fit(adata, size_factor_key="sf")
+    cells = _make(seed=3)
+    cells.obs["sf"] = 1.0
+    cells.obs.loc["c5", "sf"] = value
+    for ask in (model.predict_counterfactual, lambda a: VCI.load_query_data(a, model)):
+        with pytest.raises(ValueError, match=r"obs\['sf'\] must be positive; that of cell 'c5'"):
+            ask(adata=cells) if ask == model.predict_counterfactual else ask(cells)
+    model.predict_counterfactual("A", cells, indices=["c1", "c2"])
