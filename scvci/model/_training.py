@@ -161,7 +161,8 @@ class TrainingMixin(VCIBase):
             )
         }
         registered = np.asarray(self.adata_manager.get_from_registry(keys.COVARIATES_KEY))
-        names = self.setup_args["categorical_covariate_keys"] or []
+        state = self._state(keys.COVARIATES_KEY)
+        names = [*state["keys"], *state["edges"]]
         for i, name in enumerate(names):
             stored[name] = (cells.covariates[:, i], registered[:, i])
         if cells.batch is not None:

@@ -504,3 +504,13 @@ def test_size_factors_are_checked_wherever_cells_enter(value):
         with pytest.raises(ValueError, match=r"obs\['sf'\] must be positive; that of cell 'c5'"):
             ask(adata=cells) if ask == model.predict_counterfactual else ask(cells)
     model.predict_counterfactual("A", cells, indices=["c1", "c2"])
+
+
+def test_binned_values_changed_after_setup_are_noticed():
+    adata = _make()
+    adata.obs["age"] = np.random.default_rng(0).normal(size=adata.n_obs)
+    VCI.setup_anndata(adata, continuous_covariate_keys=["age"], continuous_strata=2)
+    model = VCI(adata, seed=0)
+    adata.obs["age"] = adata.obs["age"].to_numpy()[::-1]
+    with pytest.raises(ValueError, match=r"obs\['age'\] has changed in \d+ cells"):
+        model.train(max_epochs=1, **_QUIET)
