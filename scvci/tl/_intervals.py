@@ -187,7 +187,7 @@ def predict_interval(
             stacklevel=2,
         )
     predictive = Predictive.of(model, own, n_samples, seed, batch_size or settings.batch_size)
-    written = []
+    written: dict[str, tuple[Any, dict[str, Any]]] = {}
     for target, names in layers.items():
         [condition] = model.conditions(target)
         arm, code = model.arm(condition), model.arms.name_index[target]
@@ -201,9 +201,11 @@ def predict_interval(
                 **model.describe_arm(condition, arm),
                 **_describe(model, end, bounds, request),
             }
-            results.write("layers", name, values, model.describe(**record))
-            written.append(name)
-    return written
+            written[name] = values, model.describe(**record)
+    # An interrupted call writes nothing.
+    for name, (values, described) in written.items():
+        results.write("layers", name, values, described)
+    return list(written)
 
 
 def _calibration_cells(model: VCI, indices: Any) -> tuple[np.ndarray, str]:
@@ -230,6 +232,12 @@ def _calibration_cells(model: VCI, indices: Any) -> tuple[np.ndarray, str]:
             "There are no held-out cells to calibrate intervals on; train with "
             "train_size=0.7, validation_size=0.1, or use predict_counterfactual(quantiles=) "
             "for the model's own quantiles."
+        )
+    if not len(model.train_indices):
+        raise ValueError(
+            "The model holds none of the cells that it was trained on, from whose latent states "
+            "outcomes are drawn. Load it with its training cells, or, after load_query_data, "
+            "call train(train_size=0.7, validation_size=0.1): until then all cells calibrate."
         )
     return rows, "validation" if np.isin(rows, validation).any() else "test"
 

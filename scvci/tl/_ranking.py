@@ -118,11 +118,11 @@ def rank_genes_counterfactual(
         )
     fold_changes = _fold_changes(table, cells.adata, treatment, arguments, model.is_count)
     estimated = table["estimate"].notna()
+    labels = None
     if groupby is None:
         groupby, labels = _arm_column(cells, column)
         if labels is not None:
             results.check("obs", column, "arms")
-            results.write("obs", column, labels, {"kind": "arms", "treatment": "of each cell"})
     ranking = {
         "params": {
             "groupby": groupby,
@@ -134,6 +134,8 @@ def rank_genes_counterfactual(
         },
         **rank_effects(table, fold_changes, "stratum" if arguments["groupby"] else "treatment"),
     }
+    if labels is not None:
+        results.write("obs", column, labels, {"kind": "arms", "treatment": "of each cell"})
     record = model.describe(kind="ranking", treatment=", ".join(treatments))
     results.write("uns", key_added, ranking, record)
     return table

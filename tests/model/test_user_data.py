@@ -514,3 +514,35 @@ def test_binned_values_changed_after_setup_are_noticed():
     adata.obs["age"] = adata.obs["age"].to_numpy()[::-1]
     with pytest.raises(ValueError, match=r"obs\['age'\] has changed in \d+ cells"):
         model.train(max_epochs=1, **_QUIET)
+
+
+def test_intervals_need_training_cells(model):
+    cells = _make(100, seed=9)
+    cells.obs_names = [f"other{i}" for i in range(100)]
+    query = VCI.load_query_data(cells, model)
+    with pytest.raises(ValueError, match="none of the cells that it was trained on"):
+        tl.predict_interval(query, "A", n_samples=4, calibration_indices=np.arange(50))
+
+
+def test_an_interrupted_call_writes_nothing(monkeypatch):
+    adata = _make(400)
+    adata.obs["dose"] = (adata.obs["treatment"] != "control").astype(float)
+    setup = {"dose_key": "dose", "train": {"train_size": 0.6, "validation_size": 0.1}}
+    model = _fit(adata, **setup)
+    before = list(adata.layers), list(adata.obs), sorted(adata.uns)
+    bounds, calls = tl._intervals.Predictive.bounds, []
+
+    def stop(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    def stop_at_second(*args):
+        calls.append(1)
+        return bounds(*args) if len(calls) == 1 else stop()
+
+    monkeypatch.setattr(tl._intervals.Predictive, "bounds", stop_at_second)
+    monkeypatch.setattr(tl._ranking, "rank_effects", stop)
+    with pytest.raises(KeyboardInterrupt):
+        tl.predict_interval(model, ["A", "B"], n_samples=4)
+    with pytest.raises(KeyboardInterrupt):
+        tl.rank_genes_counterfactual(model, "A", min_cells=5)
+    assert (list(adata.layers), list(adata.obs), sorted(adata.uns)) == before
