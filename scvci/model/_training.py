@@ -11,6 +11,7 @@ from scvi import settings
 from scvi.train import TrainRunner
 
 from scvci.data import _constants as keys
+from scvci.data._cells import resolve_indices
 from scvci.data._sampler import CounterfactualSampler
 from scvci.data._splitter import CounterfactualSplitter, split_cells
 from scvci.data._statistics import compute_statistics
@@ -305,7 +306,13 @@ def _split(
 ) -> Parts:
     """Rows of the training, validation and test cells."""
     if external is not None:
-        parts = [np.asarray(part, dtype=np.int64) for part in external]
+        parts = [resolve_indices(cells.adata, part) for part in external]
+        together = np.concatenate(parts)
+        if len(np.unique(together)) < len(together) or not len(parts[0]):
+            raise ValueError(
+                "external_indexing must give training cells, and no cell twice among training, "
+                "validation and test cells."
+            )
         parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
         return parts[0], parts[1], parts[2]
     group = cells.stratum * cells.n_treatments + cells.treatment

@@ -546,3 +546,15 @@ def test_an_interrupted_call_writes_nothing(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         tl.rank_genes_counterfactual(model, "A", min_cells=5)
     assert (list(adata.layers), list(adata.obs), sorted(adata.uns)) == before
+
+
+def test_a_given_split_takes_masks_and_refuses_overlap():
+    adata = _make()
+    mask = np.arange(adata.n_obs) < 200
+    model = _fit(adata, train={"datasplitter_kwargs": {"external_indexing": [mask, ~mask]}})
+    np.testing.assert_array_equal(model.train_indices, np.arange(200))
+    for parts in ([[0, 1, 2], [2, 3]], [[], [1]]):
+        with pytest.raises(ValueError, match="no cell twice"):
+            model.train(datasplitter_kwargs={"external_indexing": parts}, max_epochs=1, **_QUIET)
+    with pytest.raises(IndexError, match="not a whole number"):
+        model.train(datasplitter_kwargs={"external_indexing": [[0.5, 1]]}, max_epochs=1, **_QUIET)
