@@ -142,7 +142,8 @@ class Treatments:
         new = sorted(set(conditions) - set(self.conditions), key=self.keys.name)
         for condition in new:
             for member, dose in condition.items():
-                largest = self.max_dose[self.member_index[member]] if self.knows(member) else dose
+                i = self.member_index.get(member)
+                largest = dose if i is None else self.max_dose[i]
                 if dose > largest:
                     raise ValueError(
                         f"Treatment {self.name(condition)!r} is beyond {largest:g}, the largest "
@@ -216,10 +217,6 @@ class Treatments:
     def alone(self) -> np.ndarray:
         """Whether an arm has a single member, shape ``(n_arms,)``."""
         return np.diff(self.doses.indptr) == 1
-
-    def knows(self, member: str) -> bool:
-        """Whether a member was measured, alone or in a combination."""
-        return member in self.member_index
 
     def doses_alone(self, member: str) -> tuple[np.ndarray, np.ndarray]:
         """Arms that hold nothing but a member, and its doses there, in increasing order.
@@ -337,7 +334,7 @@ class Treatments:
         )
 
     def _only_dose(self, member: str) -> float:
-        if not self.knows(member):
+        if member not in self.member_index:
             return 0.0 if member in self.keys.controls else 1.0
         doses = np.unique(self.doses.getcol(self.member_index[member]).data)
         if len(doses) > 1:

@@ -71,21 +71,21 @@ class Contrast:
 
     @classmethod
     def interaction(
-        cls, design: Design, arm: int, components: Sequence[int], control: int, unit: int
+        cls, design: Design, arm: int, members: Sequence[int], control: int, unit: int
     ) -> Contrast:
-        r"""Compare a combination with its components, :math:`m_c - \sum_i m_i + (k - 1) m_0`.
+        r"""Compare a combination with its members, :math:`m_c - \sum_i m_i + (k - 1) m_0`.
 
         Parameters
         ----------
         design
             Cells by unit and arm.
-        arm, components, control
-            Arms: the combination, its k components alone, and the control.
+        arm, members, control
+            Arms: the combination, its k members alone, and the control.
         unit
             The unit that arms are compared in.
         """
-        k = len(components)
-        arms = np.array([arm, *components, control])
+        k = len(members)
+        arms = np.array([arm, *members, control])
         weights = np.array([1.0, *[-1.0] * k, k - 1.0])
         units, unit_weights = np.array([unit]), np.ones(1)
         clusters = None

@@ -337,7 +337,7 @@ def _columns(
 
 
 def _adjusted(found: dict[str, np.ndarray], leakage_level: float) -> dict[str, np.ndarray]:
-    """Adjust p-values over genes, and say where predictions know the treatment."""
+    """Adjust p-values over genes, and say where predictions depend on the treatment."""
     n = len(_SUMMARIES)
     p_value, shift_p = found["p_value"], found["shift_p_value"].copy()
     shift_q = np.concatenate([shift_p[:n], adjust(shift_p[n:])])

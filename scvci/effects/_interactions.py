@@ -1,4 +1,4 @@
-"""Interactions of combined treatments: what they do beyond the sum of their components."""
+"""Interactions of combined treatments: what they do beyond the sum of their members."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def interaction_effects(
     r"""Estimate the interaction in combinations of treatments on every gene, with intervals.
 
     With means :math:`m` of the cells of an arm in a group, the interaction of a combination c of
-    k components is its effect less the sum of the effects of its components,
+    k members is its effect less the sum of the effects of its members,
 
     .. math:: (m_c - m_0) - \sum_{i=1}^k (m_i - m_0) = m_c - \sum_i m_i + (k - 1)\, m_0,
 
@@ -75,7 +75,7 @@ def interaction_effects(
     treatment, groups
         Codes of each cell's arm and group, shape ``(n_cells,)``.
     combinations
-        For each combination its code, the codes of the two or more arms that are its components,
+        For each combination its code, the codes of the two or more arms that are its members,
         and the code of the control.
     treatments, group_names, genes
         Names, by code or column.
@@ -97,7 +97,7 @@ def interaction_effects(
     One row per combination, group and gene, in this order, with columns
 
     - ``treatment``, ``stratum`` (the group's name), ``gene``;
-    - ``effect`` of the combination, ``additive``: sum of the effects of its components,
+    - ``effect`` of the combination, ``additive``: sum of the effects of its members,
       ``interaction``: their difference;
     - ``std_error``, ``ci_low``, ``ci_high``, ``p_value`` of the interaction: of Student's t with
       the degrees of freedom of Welch and Satterthwaite;
@@ -108,7 +108,7 @@ def interaction_effects(
     Raises
     ------
     ValueError
-        If a combination has unknown codes, fewer than two components or an arm twice, lengths
+        If a combination has unknown codes, fewer than two members or an arm twice, lengths
         differ, a cell has no cluster, expression is not finite, or a number is out of range.
     """
     check_numbers(
@@ -124,14 +124,14 @@ def interaction_effects(
     for combination in combinations:
         _check_combination(combination, treatments)
     arms = sorted(
-        {arm for code, components, control in combinations for arm in (code, *components, control)}
+        {arm for code, members, control in combinations for arm in (code, *members, control)}
     )
     design = make_design(treatment, groups, groups, clusters, arms)
     names = [treatments[arm] for arm in arms]
     rows = [
         _make_row(design, [arms.index(arm) for arm in needed], group, names, name, min_cells)
-        for code, components, control in combinations
-        for needed in [(code, *components, control)]
+        for code, members, control in combinations
+        for needed in [(code, *members, control)]
         for group, name in enumerate(group_names)
     ]
     found = [Estimate.missing(len(rows), 0 if rows else len(genes))]
@@ -147,8 +147,8 @@ def interaction_effects(
 def _check_combination(
     combination: tuple[int, Sequence[int], int], treatments: Sequence[str]
 ) -> None:
-    code, components, control = combination
-    arms = [code, *components, control]
+    code, members, control = combination
+    arms = [code, *members, control]
     for arm in arms:
         if not 0 <= arm < len(treatments):
             raise ValueError(
@@ -156,15 +156,15 @@ def _check_combination(
                 f"{len(treatments)} names; codes run from 0 to {len(treatments) - 1}."
             )
     name = treatments[code]
-    if len(components) < 2:
+    if len(members) < 2:
         raise ValueError(
-            f"Combination {name!r} has {len(components)} component(s); an interaction needs at "
+            f"Combination {name!r} has {len(members)} member(s); an interaction needs at "
             "least two."
         )
     twice = [treatments[arm] for i, arm in enumerate(arms) if arm in arms[:i]]
     if twice:
         raise ValueError(
-            f"Combination {name!r} uses the arm {twice[0]!r} twice; combination, components "
+            f"Combination {name!r} uses the arm {twice[0]!r} twice; combination, members "
             "and control must be different arms."
         )
 
@@ -177,7 +177,7 @@ def _make_row(
     group_name: str,
     min_cells: int,
 ) -> _Row:
-    """Compare the combination, its components and the control in a group, or say why not."""
+    """Compare the combination, its members and the control in a group, or say why not."""
     units = np.flatnonzero(design.group == group)
     n = design.counts[units].sum(axis=0)[list(arms)]
     reasons = []
@@ -192,8 +192,8 @@ def _make_row(
         reasons += [f"one cluster of cells with {', '.join(single)}"] if single else []
     contrast = None
     if not reasons:
-        combination, *components, control = arms
-        contrast = Contrast.interaction(design, combination, components, control, int(units[0]))
+        combination, *members, control = arms
+        contrast = Contrast.interaction(design, combination, members, control, int(units[0]))
     note = f"skipped: {'; '.join(reasons)}" if reasons else ""
     return _Row(names[arms[0]], group_name, int(n[0]), note, contrast)
 

@@ -74,7 +74,7 @@ class Estimate:
         Usually ``compared`` less ``baseline``.
     compared, baseline
         The numbers it is made of: two means, or the effect of a combination and the sum of its
-        components' effects.
+        members' effects.
     std_error, ci_low, ci_high, p_value, df
         Error, interval of Student's t, p-value of no effect and degrees of freedom.
     problem

@@ -37,7 +37,7 @@ def perturbation_discrimination(
     r"""Perturbation discrimination score, :math:`1 - k / (n - 1)` (Virtual Cell Challenge).
 
     k is the rank, from 0, of the true effect among the n real effects by their distance to the
-    predicted one. Ties share the average of their ranks, so a prediction that knows nothing
+    predicted one. Ties share the average of their ranks, so a prediction without information
     scores 0.5. No gene is left out.
 
     Parameters

@@ -224,7 +224,7 @@ class PairScorer:
                 continue
             scores[name, "baseline"] = score_means(reference, guess)
             if self.guess.truth:
-                # Every cell gets the mean: a baseline knows no single cell.
+                # Every cell gets the mean: baselines do not tell cells apart.
                 flat, base = np.broadcast_to(guess, true.shape), stratum.control
                 control = stratum.control_cells
                 individual = score_cells(true, flat, control, np.broadcast_to(base, true.shape))

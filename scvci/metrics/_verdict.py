@@ -87,7 +87,7 @@ def verdict(table: pd.DataFrame) -> str:
     summary = summarize(table)
     summary = summary[summary["best_baseline"].notna()]
     if summary.empty:
-        return "There is no baseline in the table: whether the model is worth it is not known."
+        return "There is no baseline in the table, so nothing to judge the model by."
     lines = []
     for row in summary.itertuples():
         if row.baseline_wins:
@@ -102,7 +102,7 @@ def verdict(table: pd.DataFrame) -> str:
     for method, rows in summary.groupby("method", sort=False):
         n_wins = int(rows["baseline_wins"].sum())
         if n_wins:
-            lines.append(f"A baseline beats {method} on {n_wins} of {len(rows)} counts.")
+            lines.append(f"A baseline beats {method} in {n_wins} of {len(rows)} comparisons.")
         else:
-            lines.append(f"No baseline beats {method} on any of {len(rows)} counts.")
+            lines.append(f"No baseline beats {method} in any of {len(rows)} comparisons.")
     return "\n".join(lines)

@@ -147,7 +147,7 @@ def _as_measured(
     member: str, treatments: Treatments, similarity: Similarity | None
 ) -> dict[int, float]:
     """Member as a weighted sum of members that were measured."""
-    if treatments.knows(member):
+    if member in treatments.member_index:
         return {treatments.member_index[member]: 1.0}
     assert similarity is not None
     weights = similarity.weights[similarity.names.index(member)]
@@ -155,7 +155,7 @@ def _as_measured(
 
 
 def _basis(member: str, dose: float, treatments: Treatments) -> str:
-    if not treatments.knows(member):
+    if member not in treatments.member_index:
         return "similar treatments"
     _, doses = treatments.doses_alone(member)
     if not len(doses):

@@ -43,8 +43,8 @@ class Calibration:
     cells
         Latent states to predict the mean of pairs without cells with.
     reference
-        Calibration of the model that this one was carried over from: what it says of its own
-        strata and treatments stays.
+        Calibration of the model that this one was carried over from: its shifts for its own
+        strata and treatments stay.
     """
 
     pairs: Pairs
@@ -107,7 +107,7 @@ class Calibration:
     def at(self, module: VCIModule, stratum: np.ndarray, treatment: np.ndarray) -> np.ndarray:
         """Shifts of pairs, measured or not, shape ``(n, n_genes)``.
 
-        A measured pair's is known, and so is what a reference says of its own strata and
+        A measured pair's is known, and so is that of a reference for its own strata and
         treatments. The others start from the control's shift and the treatment's mean further
         shift in the strata that show it, which is averaged with the forecast.
 
@@ -222,7 +222,7 @@ class ReferenceState:
 def is_carried(
     reference: Calibration | None, stratum: np.ndarray, treatment: np.ndarray
 ) -> np.ndarray:
-    """Which pairs are of a stratum and a treatment that the reference knows."""
+    """Which pairs are of a stratum and a treatment of the reference."""
     if reference is None:
         return np.zeros(len(stratum), dtype=bool)
     known = reference.pairs

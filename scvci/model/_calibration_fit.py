@@ -49,14 +49,14 @@ def fit_calibration(
     of the treatment in the other strata (:meth:`Calibration.at`).
 
     Then each mean, the control's too, is averaged with the forecast of a mixed model of all
-    measured means (:func:`scvci.pooling.forecast`), which knows the noise of each and how far
+    measured means (:func:`scvci.pooling.forecast`), which weighs the noise of each and how far
     effects carry over between strata. Where many arms show a mean that the control does not, the
     difference is taken for the control's noise. The errors of the two have little in common, and
     with nothing measured to weigh them by, a plain average is hard to beat (Bates and Granger,
-    1969). Where a pair has no cells, the model also knows how its latent states differ from those
-    of other strata, and counts twice. But the model is fitted to measured means with their noise,
-    which the forecast takes off: where measured effects are a share ρ noise, the forecast's share
-    is :math:`s + (1 - s) \rho` with s = 1/2, or 1/3 for a pair without cells.
+    1969). Where a pair has no cells, the prediction also uses how its latent states differ from
+    those of other strata, and counts twice. But the model is fitted to measured means with their
+    noise, which the forecast takes off: where measured effects are a share ρ noise, the forecast's
+    share is :math:`s + (1 - s) \rho` with s = 1/2, or 1/3 for a pair without cells.
 
     Parameters
     ----------
@@ -214,7 +214,7 @@ def _start(
 ) -> np.ndarray:
     """Where shifts of new pairs start: at the reference's means over its strata.
 
-    Treatments that are not needed, and those that the reference does not know, get the control's;
+    Treatments that are not needed, and those that the reference does not have, get the control's;
     zero without a reference. Shape ``(n_treatments, n_genes)``.
     """
     shape = (new.n_treatments, fitted.means.value.shape[1])

@@ -103,8 +103,8 @@ class TrainingMixin(VCIBase):
         self._check_labels(cells)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             raise ValueError(
-                "There is nothing new to train: the reference knows all strata, batches and "
-                "treatments of these cells. Predict with the model as it is."
+                "There is nothing new to train: the reference was trained on all strata, batches "
+                "and treatments of these cells. Predict with the model as it is."
             )
         defaults = self.module.backbone.training
         batch_size = batch_size or defaults.batch_size or settings.batch_size

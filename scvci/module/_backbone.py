@@ -127,11 +127,11 @@ class Decoder(nn.Module, ABC):
 
 
 class Backbone(ABC):
-    """Base of the backbones: builds the networks and says what depends on their form.
+    """Base of the backbones: builds the networks and whatever depends on their form.
 
     A backbone sees a cell as a flat vector of features and returns linear predictors as flat
     vectors. One for outcomes with a shape of their own, as images have, restores the shape inside
-    its networks; nothing outside has to know.
+    its networks; nothing outside depends on it.
 
     Parameters
     ----------

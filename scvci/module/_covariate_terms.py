@@ -24,7 +24,7 @@ _MIN_VARIANCE = 1e-2
 
 @dataclass(frozen=True)
 class TermInputs:
-    """What a critic is told of cells.
+    """What a critic sees of cells.
 
     Attributes
     ----------

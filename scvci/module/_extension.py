@@ -1,4 +1,4 @@
-"""Weights of a trained module in one that knows more treatments, covariate levels and batches.
+"""Weights of a trained module in one with more treatments, covariate levels and batches.
 
 What is new is appended to each block of columns; old columns keep their weights.
 """

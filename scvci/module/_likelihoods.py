@@ -1,8 +1,8 @@
 """Likelihoods p(y | z, t) by name.
 
 A likelihood turns what the decoder returns (one linear predictor per gene and head) and a cell's
-size into a distribution over its expression, and knows the scale on which cells of different
-size compare.
+size into a distribution over its expression, and sets the scale on which cells of different
+size are compared.
 """
 
 from __future__ import annotations

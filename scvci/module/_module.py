@@ -92,7 +92,7 @@ class VCIModule(BaseModuleClass):
     def covariate_codes(self, tensors: dict[str, Tensor], counterfactual: bool = False) -> Tensor:
         """One-hot categorical and standardised continuous covariates, ``(n_cells, n_covariate)``.
 
-        A level that the model does not know (code −1) is all zeros. Technical batches come last,
+        A level that training did not see (code −1) is all zeros. Technical batches come last,
         with ``counterfactual`` those drawn for the targets, where there are any.
         """
         codes = tensors[keys.COVARIATES_KEY].long()

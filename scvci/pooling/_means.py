@@ -90,7 +90,7 @@ def pair_means(
 def merge_means(reference: PairMeans, own: PairMeans, control: int) -> PairMeans:
     """Means of a reference's pairs beside those of new cells, on the scale of the latter.
 
-    Where both know a stratum's control, the reference's means move with it: effects carry over to
+    Where both have a stratum's control, the reference's means move with it: effects carry over to
     another batch or laboratory, means do not.
 
     Parameters

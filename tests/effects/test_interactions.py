@@ -42,20 +42,20 @@ def cells():
 def test_closed_form(cells, combination):
     outcomes, treatment, groups = cells
     table = run(outcomes, treatment, groups, [combination], ["x", "y"], min_cells=5, level=0.9)
-    code, components, control = combination
-    k = len(components)
+    code, members, control = combination
+    k = len(members)
     for group, name in enumerate("xy"):
         rows = table[table["stratum"] == name]
         arm = {
-            a: outcomes[(treatment == a) & (groups == group)] for a in (code, *components, control)
+            a: outcomes[(treatment == a) & (groups == group)] for a in (code, *members, control)
         }
         mean = {a: y.mean(axis=0) for a, y in arm.items()}
-        weight = {code: 1, control: k - 1} | dict.fromkeys(components, -1)
+        weight = {code: 1, control: k - 1} | dict.fromkeys(members, -1)
         v = {a: weight[a] ** 2 * y.var(axis=0, ddof=1) / len(y) for a, y in arm.items()}
         variance = sum(v.values())
         df = variance**2 / sum(v[a] ** 2 / (len(arm[a]) - 1) for a in v)
         effect = mean[code] - mean[control]
-        additive = sum(mean[a] - mean[control] for a in components)
+        additive = sum(mean[a] - mean[control] for a in members)
         half = stats.t.ppf(0.95, df) * np.sqrt(variance)
         p_value = 2 * stats.t.sf(np.abs(effect - additive) / np.sqrt(variance), df)
         np.testing.assert_allclose(rows["effect"], effect)
@@ -174,13 +174,13 @@ def test_clusters_with_all_arms_give_the_t_test_of_their_interactions(cells, com
     outcomes, treatment, _ = cells
     donor = np.random.default_rng(5).integers(6, size=900)
     table = run(outcomes, treatment, combinations=[combination], clusters=donor, min_cells=5)
-    code, components, control = combination
+    code, members, control = combination
     mean = {
         a: np.stack([outcomes[(treatment == a) & (donor == d)].mean(axis=0) for d in range(6)])
-        for a in (code, *components, control)
+        for a in (code, *members, control)
     }
     effect = mean[code] - mean[control]
-    additive = sum(mean[a] - mean[control] for a in components)
+    additive = sum(mean[a] - mean[control] for a in members)
     test = stats.ttest_1samp(effect - additive, 0)
     low, high = test.confidence_interval(0.95)
     np.testing.assert_allclose(table["effect"], effect.mean(axis=0))
@@ -354,7 +354,7 @@ def test_genes_that_do_not_vary_have_no_interval_in_clusters():
 @pytest.mark.parametrize(
     ("combination", "message"),
     [
-        ((4, [1], 0), r"'A\+B' has 1 component"),
+        ((4, [1], 0), r"'A\+B' has 1 member"),
         ((4, [1, 1], 0), r"'A\+B' uses the arm 'A' twice"),
         ((4, [1, 0], 0), "uses the arm 'control' twice"),
         ((4, [1, 4], 0), r"uses the arm 'A\+B' twice"),
