@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Pair = tuple[int, int]
 
 
-def pair_folds(counts: np.ndarray, min_cells: int = 20, control: int = 0) -> list[list[Pair]]:
+def pair_folds(counts: np.ndarray, min_cells: int = 20) -> list[list[Pair]]:
     """Every pair once, so that each fold still shows the model every treatment and stratum.
 
     One treatment is held out of one stratum at a time. Several go by a Latin square: treatment
@@ -22,30 +22,29 @@ def pair_folds(counts: np.ndarray, min_cells: int = 20, control: int = 0) -> lis
     Parameters
     ----------
     counts
-        Cells of each (stratum, treatment), shape ``(n_strata, n_treatments)``.
+        Cells of each (stratum, treatment), shape ``(n_strata, n_treatments)``. The control has
+        index 0 and is never held out.
     min_cells
         Fewest cells of a pair that is held out, and fewest controls of its stratum.
-    control
-        Index of the control, which is never held out.
 
     Returns
     -------
     Folds of (stratum, treatment) indices; none where no treatment has cells in two strata.
     """
     counts = np.asarray(counts)
-    treatments = [t for t in range(counts.shape[1]) if t != control]
+    treatments = range(1, counts.shape[1])
     square = [
         (x, treatments[(fold + x) % len(treatments)])
         for fold in range(len(treatments))
         for x in range(counts.shape[0])
     ]
     several = (counts > 0).sum(axis=0) > 1
-    large = (counts >= max(min_cells, 1)) & (counts[:, [control]] >= min_cells)
+    large = (counts >= max(min_cells, 1)) & (counts[:, :1] >= min_cells)
     held = [(x, t) for x, t in square if several[t] and large[x, t]]
-    return choose_folds(counts, held, control)
+    return choose_folds(counts, held)
 
 
-def choose_folds(counts: np.ndarray, pairs: Iterable[Pair], control: int = 0) -> list[list[Pair]]:
+def choose_folds(counts: np.ndarray, pairs: Iterable[Pair]) -> list[list[Pair]]:
     """Put pairs into the first fold that has room for them.
 
     A fold holds out at most one pair of a stratum, no treatment more often than a Latin square
@@ -54,11 +53,9 @@ def choose_folds(counts: np.ndarray, pairs: Iterable[Pair], control: int = 0) ->
     Parameters
     ----------
     counts
-        Cells of each (stratum, treatment).
+        Cells of each (stratum, treatment); the control has index 0.
     pairs
         (stratum, treatment) indices in the order in which they are placed.
-    control
-        Index of the control.
 
     Returns
     -------
@@ -70,7 +67,7 @@ def choose_folds(counts: np.ndarray, pairs: Iterable[Pair], control: int = 0) ->
         If a pair is the only one of its treatment: no model could predict it.
     """
     folds: list[list[Pair]] = []
-    n_treatments = int((np.delete(counts, control, axis=1) > 0).any(axis=0).sum())
+    n_treatments = int((counts[:, 1:] > 0).any(axis=0).sum())
     most = 1 if n_treatments == 1 else -(-counts.shape[0] // n_treatments)
     for x, t in pairs:
         strata = set(np.flatnonzero(counts[:, t]).tolist())

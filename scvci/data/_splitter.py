@@ -77,8 +77,6 @@ class CounterfactualSplitter(pl.LightningDataModule):
         Cells per batch.
     seed
         Seed of the validation draws.
-    pin_memory
-        Whether loaders pin memory.
     """
 
     def __init__(
@@ -87,7 +85,6 @@ class CounterfactualSplitter(pl.LightningDataModule):
         parts: tuple[np.ndarray, np.ndarray, np.ndarray],
         batch_size: int,
         seed: int,
-        pin_memory: bool = False,
     ) -> None:
         super().__init__()
         self.train_idx, self.val_idx, self.test_idx = parts
@@ -95,7 +92,6 @@ class CounterfactualSplitter(pl.LightningDataModule):
         self.sampler = sampler
         self.batch_size = batch_size
         self.seed = seed
-        self.pin_memory = pin_memory
 
     def _loader(self, rows: np.ndarray, train: bool) -> DataLoader:
         dataset = CounterfactualDataset(rows, self.sampler, seed=None if train else self.seed)
@@ -107,7 +103,6 @@ class CounterfactualSplitter(pl.LightningDataModule):
             batch_size=None,
             num_workers=settings.dl_num_workers,
             persistent_workers=settings.dl_persistent_workers,
-            pin_memory=self.pin_memory,
         )
 
     def train_dataloader(self) -> DataLoader:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from scvci.pooling import Pairs
 
+    from ._cells import Cells
     from ._conditions import TreatmentKeys
 
 _CHUNK = 4096
@@ -25,10 +26,10 @@ _CHUNK = 4096
 _MAX_LOG = 20.0
 
 
-def iterate_rows(matrix: Any, chunk: int = _CHUNK) -> Iterator[Any]:
+def iterate_rows(matrix: Any) -> Iterator[Any]:
     """Yield blocks of rows of a dense, sparse or backed matrix."""
-    for start in range(0, matrix.shape[0], chunk):
-        yield matrix[start : start + chunk]
+    for start in range(0, matrix.shape[0], _CHUNK):
+        yield matrix[start : start + _CHUNK]
 
 
 def get_matrix(adata: AnnData, layer: str | None) -> Any:
@@ -293,7 +294,7 @@ def _digits(value: float) -> str:
     return f"{value:.8g}"
 
 
-def warn_about_empty(cells: Any) -> None:
+def warn_about_empty(cells: Cells) -> None:
     """Warn of cells and genes without a single count.
 
     Parameters

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
     from ._calibration import Calibration
 
+#: Parts of a split.
+type Part = Literal["train", "validation", "test"]
 
-def _part(name: str, doc: str) -> property:
+
+def _part(name: Part, doc: str) -> property:
     """Rows of a part of the split, found by the names of its cells."""
     return property(
         lambda model: model.part(name), lambda model, rows: model._set_part(name, rows), doc=doc
@@ -184,7 +187,7 @@ class VCIBase(BaseModelClass):
 
     # -- cells of each part, known by name --------------------------------------------------------
 
-    def part(self, name: str) -> np.ndarray:
+    def part(self, name: Part) -> np.ndarray:
         """Rows of the training, validation or test cells, found by name.
 
         Parameters
@@ -198,7 +201,7 @@ class VCIBase(BaseModelClass):
         rows = self.adata.obs_names.get_indexer(pd.Index(self.parts_.get(name, []), dtype=object))
         return np.sort(rows[rows >= 0]).astype(np.int64)
 
-    def _set_part(self, name: str, rows: np.ndarray | None) -> None:
+    def _set_part(self, name: Part, rows: np.ndarray | None) -> None:
         rows = np.asarray([] if rows is None else rows, dtype=np.int64)
         setattr(self, f"{name}_indices_", rows)
         if self.adata is not None:

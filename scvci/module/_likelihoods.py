@@ -87,24 +87,6 @@ class Likelihood(nn.Module, ABC):
         """
         return _EvaluatedMeans(self, heads, torch.as_tensor(size, device=heads.device))
 
-    def mean_at_shifts(self, heads: Tensor, shift: Tensor, size: Tensor | float) -> Tensor:
-        """Mean over cells of the expected expression with a shift of the linear predictor.
-
-        Parameters
-        ----------
-        heads
-            Linear predictors, shape ``(..., n_cells, n_heads, n_genes)``.
-        shift
-            Added to the first head of every cell, shape ``(..., n_genes)``.
-        size
-            Library size or size factor, one for all cells.
-
-        Returns
-        -------
-        Shape ``(..., n_genes)``: the leading axes of ``heads`` and ``shift``, broadcast.
-        """
-        return self.shifted_means(heads, size).at(shift)
-
     def initial_bias(self, mean_rate: Tensor) -> Tensor:
         """Linear predictor of the mean cell, shape ``(n_genes,)``."""
         return torch.log(mean_rate.clamp(min=1e-8))

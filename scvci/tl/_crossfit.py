@@ -11,8 +11,6 @@ import numpy as np
 from scvi.utils import track
 from sklearn.model_selection import StratifiedGroupKFold
 
-from scvci.model._base import Seeded
-
 from ._refit import check_refit, fresh_params, plain_copy, refitted
 
 if TYPE_CHECKING:
@@ -39,8 +37,6 @@ class CrossFit:
         The model of each fold. They hold no cells.
     source
         Gives a plain copy of the cells in given rows.
-    seed
-        Seed of drawn outcomes.
     counts
         Counts that cells are encoded from in place of their own, shape ``(n_cells, n_genes)``.
     share
@@ -50,7 +46,6 @@ class CrossFit:
     fold: np.ndarray
     models: tuple[VCI, ...]
     source: Callable[[np.ndarray], AnnData]
-    seed: int
     counts: Any = None
     share: float = 1.0
 
@@ -80,7 +75,6 @@ class CrossFit:
         treatment: str,
         library_size: float | None = None,
         log1p: bool = False,
-        n_samples: int | None = None,
     ) -> np.ndarray:
         """Predict every cell under a treatment.
 
@@ -88,33 +82,20 @@ class CrossFit:
         ----------
         treatment
             Name of the treatment.
-        library_size, log1p, n_samples
+        library_size, log1p
             See :meth:`scvci.model.VCI.predict_counterfactual`.
 
         Returns
         -------
         Expected counts in the order of the model's cells, shape ``(n_cells, n_genes)``, float32.
-        With ``n_samples`` drawn counts, the same at each call; several have shape
-        ``(n_samples, n_cells, n_genes)``.
         """
-        n_draws = n_samples or 1
-        result: np.ndarray | None = None
-        for i, (model, rows, cells) in enumerate(self._parts()):
-            with Seeded(self.seed + i):
-                layers = model.predict_counterfactual(
-                    treatment,
-                    adata=cells,
-                    library_size=library_size,
-                    log1p=log1p,
-                    n_samples=n_samples,
-                )
-            if result is None:
-                result = np.empty((n_draws, len(self.fold), cells.n_vars), dtype=np.float32)
-            for draw, name in enumerate(layers):
-                values = cells.layers[name]
-                result[draw, rows] = values if isinstance(values, np.ndarray) else values.toarray()
-        assert result is not None
-        return result[0] if n_draws == 1 else result
+        result = np.empty((len(self.fold), len(self.models[0].genes)), dtype=np.float32)
+        for model, rows, cells in self._parts():
+            [layer] = model.predict_counterfactual(
+                treatment, adata=cells, library_size=library_size, log1p=log1p
+            )
+            result[rows] = cells.layers[layer]
+        return result
 
     def _parts(self) -> Iterator[tuple[VCI, np.ndarray, AnnData]]:
         """Model, rows and cells of each fold."""
@@ -191,7 +172,7 @@ def cross_fit(
         bar = track(range(n_folds), description="Cross-fitting", disable=not show_progress)
         models = tuple(_fit_without(model, fold == k, train_kwargs) for k in bar)
         fitted = model.cache[_CACHE] = _Fitted(fold, dict(train_kwargs), identity, models)
-    return CrossFit(fold, fitted.models, partial(plain_copy, model), model.seed_)
+    return CrossFit(fold, fitted.models, partial(plain_copy, model))
 
 
 def _assign_folds(

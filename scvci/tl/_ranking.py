@@ -105,9 +105,7 @@ def rank_genes_counterfactual(
     results, column = model.results(cells.adata), f"{key_added}_arm"
     results.check("uns", key_added, "ranking")
     arguments = {"reference": reference, "groupby": groupby, **effect_kwargs}
-    if model.is_trained_:
-        arguments["model"] = model
-    elif adata is not None and adata is not model.adata:
+    if model.is_trained_ or (adata is not None and adata is not model.adata):
         arguments["model"] = model
     table = estimate_effects(cells.adata, treatment, **arguments)
     treatments = list(pd.unique(table["treatment"]))

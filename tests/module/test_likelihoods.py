@@ -97,7 +97,7 @@ def test_means_at_shifts_are_those_of_the_distribution(name, composition):
         moved[..., 0, :] += s[:, None]
         cells = likelihood.distribution(moved, torch.full((n_cells, 1), size).double())
         expected[key] = cells.mean.mean(dim=1)
-    torch.testing.assert_close(likelihood.mean_at_shifts(heads, shift, size), expected["own"])
+    torch.testing.assert_close(likelihood.shifted_means(heads, size).at(shift), expected["own"])
     means = likelihood.shifted_means(heads[0], torch.tensor(size).double())
     torch.testing.assert_close(means.at(shift), expected["shared"])
     torch.testing.assert_close(means.at(shift[1]), expected["shared"][1])
