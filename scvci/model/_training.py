@@ -248,20 +248,27 @@ class TrainingMixin(VCIBase):
             options["callbacks"].append(RestoreBest(monitor))
         if splitter.n_val:
             options.setdefault("check_val_every_n_epoch", 1)
-        # Lightning suggests worker processes; in-memory AnnData are faster without.
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            warnings.filterwarnings("ignore", message=".*number of training batches.*")
-            TrainRunner(
-                self,
-                training_plan=plan,
-                data_splitter=splitter,
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
-                early_stopping=early_stopping,
-                **options,
-            )()
+        runner = TrainRunner(
+            self,
+            training_plan=plan,
+            data_splitter=splitter,
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            early_stopping=early_stopping,
+            **options,
+        )
+        # scvi-tools adds to the history of a trained model; one carried over has none yet.
+        carried_over = self.is_trained_ and self.history_ is None
+        self.is_trained_ = self.is_trained_ and not carried_over
+        try:
+            # Lightning suggests worker processes; in-memory AnnData are faster without.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+                warnings.filterwarnings("ignore", message=".*number of training batches.*")
+                runner()
+        finally:
+            self.is_trained_ = self.is_trained_ or carried_over
 
     def _after_training(
         self, cells: Cells, rng: np.random.Generator, show_progress: bool = True

@@ -67,7 +67,7 @@ def disentanglement_test(
     RuntimeError
         If the model is not trained.
     ValueError
-        If all cells have one treatment, or a number is out of range.
+        If there are no cells, all have one treatment, or a number is out of range.
 
     Notes
     -----
@@ -80,6 +80,11 @@ def disentanglement_test(
     """
     model.require_trained("test its latent state")
     cells = model.cells(adata, indices).with_new_strata()
+    if not len(cells.rows):
+        raise ValueError(
+            "indices= holds no cells. model.test_indices is empty unless train leaves cells out, "
+            "as train(train_size=0.8, validation_size=0.1) does."
+        )
     latent = model.get_latent_representation(cells.adata, cells.rows, batch_size=batch_size)
     return conditional_independence_test(
         np.asarray(latent),

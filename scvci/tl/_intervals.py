@@ -159,6 +159,7 @@ def predict_interval(
 
     Examples
     --------
+    >>> model = scvci.model.VCI(adata)
     >>> model.train(train_size=0.7, validation_size=0.1)
     >>> scvci.tl.predict_interval(model, "IFNb")
     ['counterfactual_IFNb_low', 'counterfactual_IFNb_high']
@@ -228,8 +229,10 @@ def _calibration_cells(model: VCI, indices: Any) -> tuple[np.ndarray, str]:
                 "scores are too good. Take cells of model.test_indices."
             )
     if not len(rows):
+        seen_earlier = indices is None and len(test) + len(validation) > 0
+        cure = "an earlier training saw all of them; build a new model, " if seen_earlier else ""
         raise ValueError(
-            "There are no held-out cells to calibrate intervals on; train with "
+            f"There are no held-out cells to calibrate intervals on; {cure}train with "
             "train_size=0.7, validation_size=0.1, or use predict_counterfactual(quantiles=) "
             "for the model's own quantiles."
         )

@@ -93,7 +93,9 @@ def test_fine_tuning_moves_only_what_is_new(world):
     fresh, _ = _error(query, adata, "drug_3@1")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message="Training history cannot be updated")
         query.train(max_epochs=15, enable_progress_bar=False, accelerator="cpu")
+    assert len(query.history["train_loss"]) == 15
     after = query.module.state_dict()
     np.testing.assert_allclose(_shifts(query, reference), shift, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(shift, _shifts(reference, reference))
@@ -112,7 +114,7 @@ def test_fine_tuning_moves_only_what_is_new(world):
 
 
 def _shifts(model, reference):
-    """Shifts of the strata and treatments that the reference knows."""
+    """Shifts of the strata and treatments of the reference."""
     shifts = [
         model.calibration.shift_of(model.module, t) for t in range(len(reference.treatments))
     ]

@@ -47,6 +47,8 @@ def test_an_untrained_model_and_a_single_treatment_are_refused(adata, trained):
     controls = np.flatnonzero(data.obs["treatment"] == "control")
     with pytest.raises(ValueError, match="all cells have the treatment 'control'"):
         tl.disentanglement_test(model, indices=controls)
+    with pytest.raises(ValueError, match="holds no cells.*train_size=0.8"):
+        tl.disentanglement_test(model, indices=[])
     with pytest.raises(ValueError, match="n_permutations=0"):
         tl.disentanglement_test(model, n_permutations=0)
 
