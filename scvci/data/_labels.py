@@ -93,6 +93,15 @@ def encode(labels: np.ndarray | Sequence[str], known: np.ndarray | Sequence[str]
     return pd.Index(known).get_indexer(pd.Index(labels)).astype(np.int64)
 
 
+def is_one_name(value: Any) -> bool:
+    """Whether a value is one name, rather than a container of names."""
+    return (
+        isinstance(value, str | bytes)
+        or not isinstance(value, Iterable)
+        or (isinstance(value, np.ndarray) and value.ndim == 0)
+    )
+
+
 def as_names(value: Any) -> list[str]:
     """Turn one name, or names in any sequence, set, array or pandas object, into a list of text.
 
@@ -101,10 +110,8 @@ def as_names(value: Any) -> list[str]:
     value
         A name or an iterable of names.
     """
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        return [str(value)]
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        return [str(value[()])]
+    if is_one_name(value):
+        return [str(value[()] if isinstance(value, np.ndarray) else value)]
     if isinstance(value, set | frozenset):
         value = sorted(value, key=str)
     return [str(name) for name in value]

@@ -16,6 +16,7 @@ _BASE_SHARE = 0.5
 def plant_effects(
     adata: AnnData,
     stratum_key: str | None = None,
+    *,
     layer: str | None = None,
     n_treatments: int = 3,
     responding: float = 0.2,

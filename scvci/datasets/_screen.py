@@ -50,6 +50,7 @@ class _Arm:
 def simulate_screen(
     n_cells: int = 6000,
     n_genes: int = 300,
+    *,
     n_strata: int = 2,
     n_members: int = 6,
     doses: Sequence[float] = (1.0,),

@@ -74,6 +74,7 @@ class _Mechanism:
 def simulate_perturbation(
     n_cells: int = 6000,
     n_genes: int = 500,
+    *,
     n_strata: int = 3,
     n_treatments: int = 5,
     n_latent: int = 4,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,7 @@ from sparse import GCXS
 from scvci._names import unknown_name_message
 from scvci.data import _constants as keys
 from scvci.data._conditions import format_dose
-from scvci.data._labels import as_names, encode, missing_key_message, read_labels
+from scvci.data._labels import as_names, encode, is_one_name, missing_key_message, read_labels
 from scvci.data._results import safe_name
 from scvci.module._coupling import expect_with_residuals, sample_with_residuals
 from scvci.module._fixed_totals import sample_with_totals
@@ -222,7 +221,7 @@ class PredictionMixin(VCIBase):
             return self._blocks(plan)
         if output == "means":
             return self._means(plan)
-        single = target_key is not None or (len(plan.arms) == 1 and _is_one(treatment))
+        single = target_key is not None or (len(plan.arms) == 1 and is_one_name(treatment))
         labels = list(plan.arms) if target_key is None else [target_key]
         layers = layer_names(labels, layer_added, single, scale.suffixes())
         kind = "counterfactual" if target_key is None else "counterfactual by target_key"
@@ -646,12 +645,3 @@ def layer_names(
             "one by one with layer_added=."
         )
     return names
-
-
-def _is_one(treatment: Any) -> bool:
-    """Whether one name is given, rather than a container of names."""
-    return (
-        isinstance(treatment, str)
-        or not isinstance(treatment, Iterable)
-        or (isinstance(treatment, np.ndarray) and treatment.ndim == 0)
-    )

@@ -11,6 +11,7 @@ import pandas as pd
 from scvi import settings
 
 from scvci.data._cells import resolve_indices
+from scvci.data._labels import is_one_name
 from scvci.data._requests import measured_names
 from scvci.effects import conformal_threshold
 from scvci.effects._conformal import conformal_rank, least_calibration_cells
@@ -169,7 +170,7 @@ def predict_interval(
     if n_samples < 2:
         raise ValueError(f"n_samples={n_samples} must be at least 2; 100 or more are sensible.")
     targets = measured_names(model.arms, treatment)
-    single = len(targets) == 1 and treatment is not None
+    single = treatment is not None and is_one_name(treatment)
     layers = layer_names(targets, layer_added, single, ("_low", "_high"))
     held, kind = _calibration_cells(model, calibration_indices)
     request = _Request(level, n_samples, seed, kind)
