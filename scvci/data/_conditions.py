@@ -397,9 +397,7 @@ def _read_matrix(
     # A control beside other treatments means no further treatment.
     values = np.where(bad | np.isin(names, keys.controls), 0, values)
     found, inverse = np.unique(values, axis=0, return_inverse=True)
-    conditions = [
-        Condition.of({names[i]: row[i] for i in np.flatnonzero(row)}) for row in found
-    ]
+    conditions = [Condition.of({names[i]: row[i] for i in np.flatnonzero(row)}) for row in found]
     return np.where(unlabelled, -1, inverse.ravel()), conditions
 
 

@@ -123,6 +123,5 @@ def _read_table(table: pd.DataFrame, dose: Any) -> list[tuple[str, Any]]:
         )
     doses = table["dose"] if "dose" in table else [None] * len(table)
     return [
-        (str(t), None if pd.isna(d) else d)
-        for t, d in zip(table["treatment"], doses, strict=True)
+        (str(t), None if pd.isna(d) else d) for t, d in zip(table["treatment"], doses, strict=True)
     ]
