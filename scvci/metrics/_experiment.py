@@ -201,7 +201,7 @@ def read_strata(adata: AnnData, keys: Sequence[str]) -> np.ndarray:
     """Name of each cell's stratum, as ``"CD4 T | donor 1"``; ``"all"`` without covariates."""
     if isinstance(keys, str):
         raise TypeError(f"covariate_keys must be a list of columns; got the string {keys!r}.")
-    if not keys:
+    if not len(keys):
         return np.full(adata.n_obs, "all", dtype=object)
     columns = [read_column(adata, key, "covariate_keys") for key in keys]
     return np.array([" | ".join(row) for row in zip(*columns, strict=True)], dtype=object)

@@ -11,6 +11,7 @@ from anndata import AnnData
 
 import scvci
 from scvci import metrics
+from scvci.metrics._experiment import read_strata
 
 COLUMNS = [
     "treatment",
@@ -305,3 +306,10 @@ def test_doses_and_combinations_are_treatments_of_their_own():
     assert (scores > 0.5).all()
     with pytest.raises(KeyError, match="dose_key"):
         _evaluate(adata, layers, test=np.arange(300), dose_key="mg", separator="+")
+
+
+def test_strata_from_columns_in_an_index(adata):
+    columns = adata.obs.columns[adata.obs.columns == "cell_type"]
+    np.testing.assert_array_equal(
+        read_strata(adata, columns), adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    )
