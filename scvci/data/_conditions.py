@@ -143,7 +143,14 @@ def parse_label(label: str, dose: Any, keys: TreatmentKeys) -> Condition:
         )
     doses = [1.0] * len(parts)
     if keys.dose_key is not None:
-        doses = parse_doses(label, dose, len(parts), keys.joint)
+        treated = [part for part in parts if part not in keys.controls]
+        try:
+            doses = parse_doses(label, dose, len(parts), keys.joint)
+        except ValueError:
+            # A control among the members needs no dose.
+            if len(treated) == len(parts):
+                raise
+            parts, doses = treated, parse_doses(label, dose, len(treated), keys.joint)
     return condition_of(label, parts, doses, keys)
 
 

@@ -157,7 +157,7 @@ class SavingMixin(VCIBase):
         ------
         ValueError
             If there is no model, it belongs to another class or was saved in another format, or
-            ``adata`` has other genes.
+            ``adata`` has other genes, or expression that the model cannot read.
         """
         folder = Path(dir_path)
         payload = _read(folder, prefix, cls.__name__)
@@ -167,10 +167,12 @@ class SavingMixin(VCIBase):
         if adata is None and saved.exists():
             adata = anndata.read_h5ad(saved)
         cells: AnnData | None = None if adata is None or adata is False else adata
+        params = attributes.pop("init_params_")["non_kwargs"]
         if cells is not None:
             _check_genes(cells, payload[SAVE_KEYS.VAR_NAMES_KEY])
+            # A model without cells refuses them before anything is written.
+            cls(registry=registry, **params).cells(cells)
             cls.setup_anndata(cells, source_registry=registry, **registry["setup_args"])
-        params = attributes.pop("init_params_")["non_kwargs"]
         model = cls(cells, registry=None if cells is not None else registry, **params)
         calibration, new_weights = attributes.pop("calibration_"), attributes.pop("reference_")
         if calibration is not None:

@@ -275,3 +275,11 @@ def test_columns_of_one_name_in_a_matrix_are_refused(columns):
     )
     with pytest.raises(ValueError, match="several columns named"):
         read_conditions(cells, TreatmentKeys("screen", ("control",)))
+
+
+def test_a_control_among_the_members_needs_no_dose():
+    keys = TreatmentKeys("treatment", ("control",), "dose", "+")
+    for dose in (0.5, "0.5", "0.5+0"):
+        assert parse_label("A+control", dose, keys) == Condition(("A",), (0.5,))
+    with pytest.raises(ValueError, match="2 members and 1 doses"):
+        parse_label("A+B", 0.5, keys)
