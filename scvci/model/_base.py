@@ -329,20 +329,11 @@ class VCIBase(BaseModelClass):
         calibrated
             Whether to add the calibration.
         """
-        module = self.module
-        z = self.latent_states(tensors) if z is None else z
-        size = module.cell_size(tensors)
-        if library_size is not None:
-            size = torch.full_like(size, library_size)
         stratum = tensors[keys.STRATUM_KEY].squeeze(-1)
-        outputs = module.generative(
-            z,
-            size,
-            arm.treatment_of(len(stratum)),
-            module.covariate_codes(tensors, counterfactual=True),
-            shift=arm.shift_of(stratum) if calibrated else None,
-        )
-        return outputs[MODULE_KEYS.PX_KEY]
+        covariates = self.module.covariate_codes(tensors, counterfactual=True)
+        shift = arm.shift_of(stratum) if calibrated else None
+        treatment = arm.treatment_of(len(stratum))
+        return self._generate(tensors, z, treatment, covariates, shift, library_size)
 
     def reconstruct(
         self,
@@ -359,19 +350,29 @@ class VCIBase(BaseModelClass):
         tensors, z, library_size, calibrated
             See :meth:`decode`.
         """
-        module = self.module
-        z = self.latent_states(tensors) if z is None else z
-        size = module.cell_size(tensors)
-        if library_size is not None:
-            size = torch.full_like(size, library_size)
         received = tensors[keys.TREATMENT_KEY].long().squeeze(-1)
         stratum = tensors[keys.STRATUM_KEY].squeeze(-1)
         shift = None
         if calibrated and self.calibration is not None:
-            shift = self.calibration.shift_of_cells(module, stratum, received)
-        outputs = module.generative(
-            z, size, received, module.covariate_codes(tensors), shift=shift
-        )
+            shift = self.calibration.shift_of_cells(self.module, stratum, received)
+        covariates = self.module.covariate_codes(tensors)
+        return self._generate(tensors, z, received, covariates, shift, library_size)
+
+    def _generate(
+        self,
+        tensors: dict[str, torch.Tensor],
+        z: torch.Tensor | None,
+        treatment: torch.Tensor,
+        covariates: torch.Tensor,
+        shift: torch.Tensor | None,
+        library_size: float | None,
+    ) -> torch.distributions.Distribution:
+        """Decode latent states, by default the cells' means, at a library size or their own."""
+        z = self.latent_states(tensors) if z is None else z
+        size = self.module.cell_size(tensors)
+        if library_size is not None:
+            size = torch.full_like(size, library_size)
+        outputs = self.module.generative(z, size, treatment, covariates, shift=shift)
         return outputs[MODULE_KEYS.PX_KEY]
 
 
