@@ -1,6 +1,6 @@
 """Models."""
 
-from ._prediction import Block
+from ._counterfactuals import Block
 from ._vci import VCI
 
 __all__ = ["VCI", "Block"]

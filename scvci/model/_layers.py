@@ -9,7 +9,11 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scvci.data._results import safe_name
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from scvci.data import Cells
 
 
@@ -190,3 +194,40 @@ def _check_quantiles(quantiles: tuple[float, ...], n_samples: int | None) -> Non
             f"n_samples={n_samples} draws do not reach quantiles={quantiles}; draw at least "
             f"{int(np.ceil(1 / tail - 1e-9))}."
         )
+
+
+def layer_names(
+    labels: Sequence[str], layer_added: str | None, single: bool, suffixes: Sequence[str]
+) -> dict[str, list[str]]:
+    """Names of the layers of each treatment.
+
+    Parameters
+    ----------
+    labels
+        Treatments, or the column that has them.
+    layer_added
+        Name, or prefix for several treatments.
+    single
+        Whether ``layer_added`` is the whole name.
+    suffixes
+        Endings of the layers of one treatment.
+
+    Raises
+    ------
+    ValueError
+        If two treatments would share a layer.
+    """
+    names = {}
+    if layer_added is not None and not isinstance(layer_added, str):
+        raise TypeError(f"layer_added={layer_added!r} must be a text.")
+    for label in labels:
+        base = layer_added if single and layer_added else None
+        base = base or safe_name(f"{layer_added or 'counterfactual'}_{label}")
+        names[label] = [base + suffix for suffix in suffixes]
+    flat = [name for of_label in names.values() for name in of_label]
+    if len(set(flat)) < len(flat):
+        raise ValueError(
+            f"Two treatments would be written to the same layer ({sorted(flat)}); predict them "
+            "one by one with layer_added=."
+        )
+    return names

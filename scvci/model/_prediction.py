@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from anndata import AnnData
 from scipy import sparse
-from scvi import REGISTRY_KEYS, settings
+from scvi import settings
 from scvi.module._constants import MODULE_KEYS
 from sparse import GCXS
 
 from scvci._names import unknown_name_message
-from scvci.data import _constants as keys
 from scvci.data._conditions import format_dose
 from scvci.data._labels import as_names, encode, is_one_name, missing_key_message, read_labels
-from scvci.data._results import safe_name
-from scvci.module._coupling import expect_with_residuals, sample_with_residuals
-from scvci.module._fixed_totals import sample_with_totals
 
 from ._base import VCIBase
-from ._layers import LayerCollector, Scale
+from ._counterfactuals import Plan
+from ._layers import Scale, layer_names
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from anndata import AnnData
 
     from scvci.data import Cells
     from scvci.data._conditions import Condition
@@ -39,43 +36,6 @@ if TYPE_CHECKING:
 #: Draws that quantiles are computed from by default; the rank of a quantile q then has a standard
 #: error of sqrt(q (1 - q) / 100), 0.02 for q = 0.05.
 _N_QUANTILE_DRAWS = 100
-
-
-@dataclass(frozen=True)
-class Block:
-    """Predictions of some cells under one treatment.
-
-    Attributes
-    ----------
-    treatment
-        Name of the treatment; with ``target_key=`` that column.
-    rows
-        Rows of the AnnData, shape ``(n_cells,)``.
-    values
-        Shape ``(n_cells, n_genes)``, genes in the model's order; several draws or quantiles come
-        first, ``(n_draws, n_cells, n_genes)``.
-    """
-
-    treatment: str
-    rows: np.ndarray
-    values: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What is predicted for whom: arms by name, and with a column of targets each cell's own."""
-
-    cells: Cells
-    arms: dict[str, Arm]
-    conditions: list[Condition]
-    scale: Scale
-    calibrated: bool
-    batch_size: int
-    in_batch: int | None
-    #: Column of the cells' targets, and the arm of each cell, shape ``(n_obs,)``; ``None`` where
-    #: all cells get all arms.
-    target_key: str | None = None
-    which: np.ndarray | None = None
 
 
 class PredictionMixin(VCIBase):
@@ -218,9 +178,9 @@ class PredictionMixin(VCIBase):
             treatment, adata, indices, dose, target_key, batch, scale, calibrated, batch_size
         )
         if output == "blocks":
-            return self._blocks(plan)
+            return plan.blocks()
         if output == "means":
-            return self._means(plan)
+            return plan.means()
         single = target_key is not None or (len(plan.arms) == 1 and is_one_name(treatment))
         labels = list(plan.arms) if target_key is None else [target_key]
         layers = layer_names(labels, layer_added, single, scale.suffixes())
@@ -229,7 +189,7 @@ class PredictionMixin(VCIBase):
         for label, names in layers.items():
             for name in names:
                 results.check("layers", name, kind, label)
-        values = self._layers(plan)
+        values = plan.layers()
         for label, condition in zip(labels, plan.conditions, strict=False):
             for i, name in enumerate(layers[label]):
                 entry = (
@@ -432,7 +392,7 @@ class PredictionMixin(VCIBase):
         scale: Scale,
         calibrated: bool,
         batch_size: int | None,
-    ) -> _Plan:
+    ) -> Plan:
         """Read names, cells and arms before anything is predicted."""
         if target_key is not None and (treatment is not None or dose is not None):
             raise ValueError(
@@ -457,7 +417,9 @@ class PredictionMixin(VCIBase):
                     stacklevel=4,
                 )
         size = batch_size or settings.batch_size
-        return _Plan(cells, arms, conditions, scale, calibrated, size, in_batch, target_key, which)
+        return Plan(
+            self, cells, arms, conditions, scale, calibrated, size, in_batch, target_key, which
+        )
 
     def _targets(self, cells: Cells, target_key: str) -> tuple[list[Condition], np.ndarray]:
         """Conditions that cells are to get, and which of them each cell gets."""
@@ -505,143 +467,3 @@ class PredictionMixin(VCIBase):
                 UserWarning,
                 stacklevel=4,
             )
-
-    # -- prediction -------------------------------------------------------------------------------
-
-    @torch.inference_mode()
-    def _predictions(
-        self, plan: _Plan, rows: np.ndarray | None = None
-    ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Yield name, rows and values ``(n_layers, n_cells, n_genes)``; cells are encoded once.
-
-        With a column of targets the name is empty, and each cell has its own arm.
-        """
-        for batch, tensors in plan.cells.batches(plan.batch_size, rows):
-            if plan.in_batch is not None:
-                target = torch.full_like(tensors[keys.BATCH_KEY], plan.in_batch)
-                tensors[keys.TARGET_BATCH_KEY] = target
-            on_device = self.on_device(tensors)
-            z = self.latent_states(on_device, plan.scale.n_samples)
-            if plan.which is None:
-                for name, arm in plan.arms.items():
-                    yield name, batch, self._values(on_device, z, arm, plan)
-                continue
-            arms, values = list(plan.arms.values()), None
-            for k in np.unique(plan.which[batch]):
-                own = np.flatnonzero(plan.which[batch] == k)
-                at = torch.as_tensor(own, device=z.device)
-                cells = {name: tensor[at] for name, tensor in on_device.items()}
-                part = self._values(cells, z[:, at], arms[k], plan)
-                if values is None:
-                    values = np.empty((len(part), len(batch), part.shape[-1]), np.float32)
-                values[:, own] = part
-            assert values is not None
-            yield "", batch, values
-
-    def _values(
-        self, tensors: dict[str, torch.Tensor], z: torch.Tensor, arm: Arm, plan: _Plan
-    ) -> np.ndarray:
-        """Values of a batch under one arm, shape ``(n_layers, n_cells, n_genes)``."""
-        scale, calibrated = plan.scale, plan.calibrated
-        px = self.decode(tensors, arm, z, library_size=scale.library_size, calibrated=calibrated)
-        if scale.keep_residuals:
-            own = self.reconstruct(tensors, z, calibrated=calibrated)
-            couple = sample_with_residuals if scale.n_samples else expect_with_residuals
-            values = couple(own, px, tensors[REGISTRY_KEYS.X_KEY])
-        elif scale.keep_totals:
-            totals = tensors[REGISTRY_KEYS.X_KEY].sum(dim=-1, keepdim=True)
-            fixed = scale.library_size
-            values = sample_with_totals(px, totals if fixed is None else 0 * totals + fixed)
-        else:
-            values = px.sample() if scale.n_samples else px.mean
-        values = scale.quantiles_of(values) if scale.quantiles else values
-        values = torch.log1p(values) if scale.log1p else values
-        return values.cpu().numpy()
-
-    def _layers(self, plan: _Plan) -> dict[str, list[Any]]:
-        """Layers of each treatment, aligned with all rows and genes of the AnnData."""
-        scale = plan.scale
-        sparse_layers = bool(scale.n_samples) and not scale.quantiles and self.is_count
-        rows = np.unique(plan.cells.rows)
-        names = list(plan.arms) if plan.which is None else [""]
-        collectors = {
-            name: LayerCollector(plan.cells, rows, len(scale.suffixes()), sparse_layers)
-            for name in names
-        }
-        for name, batch, values in self._predictions(plan, rows):
-            collectors[name].add(batch, values)
-        return {name: collector.layers() for name, collector in collectors.items()}
-
-    def _blocks(self, plan: _Plan) -> Iterator[Block]:
-        for name, rows, values in self._predictions(plan):
-            yield Block(
-                name or plan.target_key or "", rows, values[0] if len(values) == 1 else values
-            )
-
-    def _means(self, plan: _Plan) -> AnnData:
-        """Mean over the cells of each stratum, a row for each (treatment, stratum)."""
-        if len(plan.scale.suffixes()) > 1:
-            raise ValueError("output='means' takes one prediction of each cell: n_samples=1.")
-        if plan.which is not None:
-            raise ValueError("output='means' needs treatment=; target_key= is for single cells.")
-        cells = plan.cells.with_new_strata()
-        found, inverse = np.unique(cells.stratum[cells.rows], return_inverse=True)
-        counts = np.bincount(inverse.ravel())
-        position = np.full(cells.n_obs, -1)
-        position[cells.rows] = inverse.ravel()
-        sums = {name: np.zeros((len(found), len(cells.genes))) for name in plan.arms}
-        for name, rows, values in self._predictions(plan):
-            np.add.at(sums[name], position[rows], values[0])
-        obs = pd.DataFrame(
-            {
-                "treatment": np.repeat(list(plan.arms), len(found)),
-                "stratum": np.tile([cells.strata[x] for x in found], len(plan.arms)),
-                "n_cells": np.tile(counts, len(plan.arms)),
-                "basis": np.repeat([arm.basis for arm in plan.arms.values()], len(found)),
-            }
-        )
-        obs.index = [f"{t} | {x}" for t, x in zip(obs["treatment"], obs["stratum"], strict=True)]
-        means = np.concatenate([total / counts[:, None] for total in sums.values()])
-        result = AnnData(
-            means.astype(np.float32), obs=obs, var=pd.DataFrame(index=cells.genes.astype(str))
-        )
-        scale = plan.scale.describe(self.is_count)
-        result.uns["scvci"] = {"X": self.describe(kind="means of counterfactuals", scale=scale)}
-        return result
-
-
-def layer_names(
-    labels: Sequence[str], layer_added: str | None, single: bool, suffixes: Sequence[str]
-) -> dict[str, list[str]]:
-    """Names of the layers of each treatment.
-
-    Parameters
-    ----------
-    labels
-        Treatments, or the column that has them.
-    layer_added
-        Name, or prefix for several treatments.
-    single
-        Whether ``layer_added`` is the whole name.
-    suffixes
-        Endings of the layers of one treatment.
-
-    Raises
-    ------
-    ValueError
-        If two treatments would share a layer.
-    """
-    names = {}
-    if layer_added is not None and not isinstance(layer_added, str):
-        raise TypeError(f"layer_added={layer_added!r} must be a text.")
-    for label in labels:
-        base = layer_added if single and layer_added else None
-        base = base or safe_name(f"{layer_added or 'counterfactual'}_{label}")
-        names[label] = [base + suffix for suffix in suffixes]
-    flat = [name for of_label in names.values() for name in of_label]
-    if len(set(flat)) < len(flat):
-        raise ValueError(
-            f"Two treatments would be written to the same layer ({sorted(flat)}); predict them "
-            "one by one with layer_added=."
-        )
-    return names

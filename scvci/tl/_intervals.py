@@ -15,7 +15,7 @@ from scvci.data._labels import is_one_name
 from scvci.data._requests import measured_names
 from scvci.effects import conformal_threshold
 from scvci.effects._conformal import conformal_rank, least_calibration_cells
-from scvci.model._prediction import layer_names
+from scvci.model._layers import layer_names
 
 from ._predictive import Predictive
 
