@@ -250,7 +250,8 @@ class VCI(QueryMixin, PredictionMixin):
             _check_design(adata, treatment, covariates)
         else:
             # Fields write one after the other; what they refuse is to be found before.
-            Cells.from_registry(adata, kwargs["source_registry"])
+            source = {**kwargs["source_registry"], "setup_args": setup_method_args["setup_args"]}
+            Cells.from_registry(adata, source)
         known = cls._setup_adata_manager_store.get(adata.uns.get("_scvi_uuid"))
         if known is not None and known.adata is not adata and not adata.is_view:
             # A copy that is set up anew is no copy: the original keeps its own registry.

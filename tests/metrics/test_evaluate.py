@@ -241,7 +241,7 @@ def test_the_table_says_when_a_baseline_wins(data):
     text = metrics.verdict(table)
     assert "r2_delta (seen): prediction" in text
     assert "BEHIND the best baseline" in text
-    assert "A baseline beats prediction on" in text.splitlines()[-2]
+    assert "A baseline beats prediction in" in text.splitlines()[-2]
 
 
 @pytest.mark.parametrize(
