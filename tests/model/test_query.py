@@ -247,3 +247,23 @@ def test_pairs_that_the_reference_did_not_measure_keep_its_prediction():
     expected = reference.calibration.shift_of(reference.module, t)
     found = query.calibration.shift_of(query.module, t)
     np.testing.assert_allclose(found[: len(expected)], expected, atol=1e-5)
+
+
+def test_a_source_registry_is_applied_where_the_call_says_expression_lies(world):
+    _, reference = world
+    cells = reference.adata[:20].copy()
+    del cells.uns["_scvi_uuid"]
+    cells.X = cells.layers.pop(reference.setup_args["layer"]).copy()
+    args = {**reference.setup_args, "layer": None}
+    with pytest.raises(KeyError, match="layer"):
+        VCI.setup_anndata(
+            cells, source_registry=reference.registry, **{**args, "layer": "no such layer"}
+        )
+    VCI.setup_anndata(cells, source_registry=reference.registry, **args)
+    registry = VCI.registry_of(cells)
+    assert registry["setup_args"]["layer"] is None
+    query = VCI(cells, **reference.init_params_["non_kwargs"])
+    assert query.treatments == reference.treatments
+    np.testing.assert_array_equal(
+        query.cells().expression(np.arange(20)), reference.cells().expression(np.arange(20))
+    )
