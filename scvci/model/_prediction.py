@@ -305,7 +305,7 @@ class PredictionMixin(VCIBase):
             arm = self.arm(condition)
         size = library_size if self.is_count else None
         cells = self.cells(adata, indices)
-        blocks = [np.zeros((0, len(genes)), dtype=np.float32)]
+        blocks = [np.zeros((0, len(genes[columns])), dtype=np.float32)]
         with torch.inference_mode():
             for _, tensors in cells.batches(batch_size or settings.batch_size):
                 batch = self.on_device(tensors)
@@ -314,8 +314,9 @@ class PredictionMixin(VCIBase):
                     if arm is None
                     else self.decode(batch, arm, library_size=size, calibrated=calibrated)
                 )
-                blocks.append(px.mean[0].cpu().numpy())
-        values = np.concatenate(blocks)[:, columns]
+                # Of few genes, only these are kept from each step.
+                blocks.append(px.mean[0].cpu().numpy()[:, columns])
+        values = np.concatenate(blocks)
         if return_numpy:
             return values
         return pd.DataFrame(values, index=cells.names[cells.rows], columns=genes[columns])

@@ -102,22 +102,6 @@ DOSE_RESPONSES: dict[str, type[DoseResponse]] = {
 }
 
 
-def get_dose_response(name: str) -> type[DoseResponse]:
-    """Look up a response by name.
-
-    Parameters
-    ----------
-    name
-        Its name.
-
-    Raises
-    ------
-    ValueError
-        If there is none of that name.
-    """
-    return get_kind(DOSE_RESPONSES, name, "dose_response")
-
-
 def build_dose_response(name: str, doses: np.ndarray) -> DoseResponse:
     """Build the response of the given name, or the linear one where that makes no difference.
 
@@ -133,7 +117,7 @@ def build_dose_response(name: str, doses: np.ndarray) -> DoseResponse:
     ValueError
         If there is none of that name.
     """
-    response = get_dose_response(name)
+    response = get_kind(DOSE_RESPONSES, name, "dose_response")
     # Where each member has one dose, every response is the same.
     several = ((doses > 0) & (doses < 1)).any()
     return response(doses) if several else DoseResponse(doses)

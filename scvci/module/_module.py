@@ -13,9 +13,10 @@ from torch.nn.functional import one_hot
 
 from scvci.data import _constants as keys
 
-from ._backbones import get_backbone
+from ._backbones import BACKBONES
 from ._covariate_terms import Counterfactuals, TermInputs, get_covariate_term
 from ._doses import build_dose_response
+from ._kinds import get_kind
 from ._likelihoods import add_shift
 from ._terms import individual_term, latent_divergence
 
@@ -51,7 +52,7 @@ class VCIModule(BaseModuleClass):
         self.sizes = sizes
         self.config = config
         objective = config.objective
-        kind = get_backbone(config.architecture.kind)
+        kind = get_kind(BACKBONES, config.architecture.kind, "kind")
         self.backbone = kind(sizes, config.architecture)
         likelihood = kind.get_likelihood(config.likelihood)
         self.likelihood = likelihood(sizes.n_genes, composition=composition)
