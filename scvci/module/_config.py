@@ -73,6 +73,16 @@ class Objective:
     kl
         ``"exact"`` Kullback-Leibler divergence, or the ``"paper"`` form of the reference
         implementation, which does not divide the squared difference of the means by the variance.
+    prior
+        What q(z | y, x, t) is held against by the divergence: the ``"counterfactual"``
+        q(z | y′, x, t′), or the ``"standard"`` normal distribution. With the latter and without
+        the covariate term (weight 0) the model is a conditional variational autoencoder of the
+        same networks, trained on factual cells alone.
+
+    Raises
+    ------
+    ValueError
+        If the prior is unknown.
     """
 
     individual: float = 1.0
@@ -83,6 +93,13 @@ class Objective:
     n_reference: int = 8
     reduction: Literal["sum", "mean"] = "sum"
     kl: Literal["exact", "paper"] = "exact"
+    prior: Literal["counterfactual", "standard"] = "counterfactual"
+
+    def __post_init__(self) -> None:
+        if self.prior not in ("counterfactual", "standard"):
+            raise ValueError(
+                f"prior must be 'counterfactual' or 'standard' (normal); got {self.prior!r}."
+            )
 
 
 @dataclass(frozen=True)

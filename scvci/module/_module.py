@@ -9,6 +9,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
 from torch import Tensor
+from torch.distributions import Normal
 from torch.nn.functional import one_hot
 
 from scvci.data import _constants as keys
@@ -22,7 +23,7 @@ from ._terms import individual_term, latent_divergence
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch.distributions import Distribution, Normal
+    from torch.distributions import Distribution
 
     from ._config import ModuleConfig
     from ._sizes import DataSizes
@@ -268,7 +269,9 @@ class VCIModule(BaseModuleClass):
         """Compute the VCI objective: three weighted terms, each also reported by its name.
 
         The covariate-specific term is averaged over the cells whose (x, t′) has real cells; in a
-        batch without any it is zero. Priors of the weights are added, where the decoder has any.
+        batch without any it is zero. With a standard normal prior and no weight on that term no
+        counterfactual is constructed, and the term is zero too. Priors of the weights are added,
+        where the decoder has any.
         """
         objective = self.config.objective
         qz = inference_outputs[MODULE_KEYS.QZ_KEY]
@@ -277,10 +280,15 @@ class VCIModule(BaseModuleClass):
             tensors[REGISTRY_KEYS.X_KEY],
             objective.reduction,
         )
-        cells, qz_counterfactual = self.counterfactual(tensors, qz)
-        divergence = latent_divergence(qz, qz_counterfactual, objective.kl)
+        cells = None
+        if objective.covariate or objective.prior == "counterfactual":
+            cells, prior = self.counterfactual(tensors, qz)
+        if objective.prior == "standard":
+            location = torch.zeros_like(qz.loc)
+            prior = Normal(location, torch.ones_like(location), validate_args=False)
+        divergence = latent_divergence(qz, prior, objective.kl)
         covariate = individual.new_zeros(())
-        if keys.SUPPORTED_KEY in tensors:
+        if cells is not None and keys.SUPPORTED_KEY in tensors:
             per_cell = torch.where(cells.supported, self.covariate_term(cells), 0.0)
             covariate = per_cell.sum() / cells.supported.sum().clamp(min=1)
         loss = (

@@ -14,9 +14,10 @@ from scvci.module._presets import build_config
 N, G, T = 8, 5, 3
 
 
-def _module(term="moments", likelihood="nb", preset="default"):
+def _module(term="moments", likelihood="nb", preset="default", weights=None, **objective):
     sizes = DataSizes(G, np.eye(T)[:, 1:], 0, [2], n_continuous=1)
-    return VCIModule(sizes, build_config(preset, likelihood, None, None, {"covariate_term": term}))
+    objective["covariate_term"] = term
+    return VCIModule(sizes, build_config(preset, likelihood, None, weights, objective))
 
 
 def _tensors(device):
@@ -132,3 +133,34 @@ def test_gradients_reach_every_part_and_the_control_has_no_effect():
     eta = module.decoder(z, control, x)
     hidden = module.decoder.baseline(torch.cat([z, x], -1))
     torch.testing.assert_close(eta[:, 0], module.decoder.baseline_out(hidden))
+
+
+@pytest.mark.parametrize("preset", ["default", "paper"])
+@pytest.mark.parametrize("covariate", [0.0, 2.0])
+def test_a_standard_prior_is_the_divergence_to_the_standard_normal(preset, covariate, monkeypatch):
+    """The closed form of N(μ, σ²) to N(0, 1); the covariate term counts by its weight alone."""
+    torch.manual_seed(0)
+    weights = {"covariate": covariate, "divergence": 1.5}
+    module = _module(preset=preset, weights=weights, prior="standard")
+    calls = []
+    construct = VCIModule.counterfactual
+    monkeypatch.setattr(VCIModule, "counterfactual", lambda *a: calls.append(1) or construct(*a))
+    outputs, _, losses = module(_tensors("cpu"))
+    qz = outputs["qz"]
+    closed = 0.5 * (qz.loc**2 + qz.scale**2 - 1 - 2 * torch.log(qz.scale)).sum(-1)
+    standard = torch.distributions.Normal(torch.zeros_like(qz.loc), torch.ones_like(qz.scale))
+    of_torch = torch.distributions.kl_divergence(qz, standard).sum(-1)
+    divergence = losses.kl_local["kl_local"]
+    torch.testing.assert_close(divergence, closed)
+    torch.testing.assert_close(divergence, of_torch)
+    terms = losses.extra_metrics
+    assert (terms["covariate"] > 0) == (covariate > 0)
+    assert len(calls) == (covariate > 0)
+    penalty = module.decoder.penalty(module.response.penalty()) / (G if preset == "paper" else 1)
+    total = terms["individual"] + covariate * terms["covariate"] + 1.5 * terms["divergence"]
+    torch.testing.assert_close(losses.loss, total + penalty)
+
+
+def test_an_unknown_prior_is_refused():
+    with pytest.raises(ValueError, match="prior must be 'counterfactual' or 'standard'.*'flat'"):
+        _module(prior="flat")
