@@ -58,7 +58,7 @@ Job = tuple[str, str, int]
 _SIMPLE = [*BASELINES, "ridge", "mixed model of means"]
 #: Only where pairs to score have cells to train on.
 _MEASURED = [*_SIMPLE, "mean of the pair"]
-_ABLATIONS = [m for m in METHODS if m.startswith("VCI ")]
+_ABLATIONS = [m for m in METHODS if m.startswith(("VCI ", "conditional"))]
 _ABLATED = ["simulated default", "planted in kang", "kang pairs"]
 _KNOWN = ("simulated", "planted")
 _CELLS = [d for d in DATASETS if d.endswith(" cells") and d.split()[0] not in _KNOWN]

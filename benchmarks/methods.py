@@ -235,6 +235,10 @@ METHODS: dict[str, Callable[..., Prediction]] = {
     "VCI no covariate term": lambda c, s: vci(c, s, weights={"covariate": 0.0}),
     "VCI no interaction": lambda c, s: vci(c, s, architecture={"interaction": False}),
 }
+#: The same networks on factual cells alone: no counterfactual is constructed in training.
+_CVAE = {"objective": {"prior": "standard"}, "weights": {"covariate": 0.0, "divergence": 1.0}}
+METHODS["conditional VAE"] = lambda c, s: vci(c, s, calibrated=False, **_CVAE)
+METHODS["conditional VAE calibrated"] = lambda c, s: vci(c, s, **_CVAE)
 for _kind in ("kernel", "energy", "discriminator", "classifier"):
     METHODS[f"VCI {_kind}"] = lambda c, s, k=_kind: vci(c, s, covariate_term=k)
 for _name in ("zinb", "poisson", "normal"):
