@@ -8,6 +8,7 @@ critic (a network that is trained in alternation) also have ``critic_loss``.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -17,6 +18,9 @@ from torch.nn.functional import softplus
 
 from ._kinds import get_kind
 from ._terms import reduce_genes
+
+#: Builds a critic from the width of the codes that it sees and the number of its outputs.
+type CriticBuilder = Callable[[int, int], nn.Module]
 
 #: Smallest variance of a gene's expression: keeps genes that never vary from dominating.
 _MIN_VARIANCE = 1e-2
@@ -69,7 +73,19 @@ class Counterfactuals(TermInputs):
 
 
 class CovariateTerm(nn.Module):
-    """Base of the kinds."""
+    """Base of the kinds.
+
+    Parameters
+    ----------
+    n_treatment, n_covariate
+        Widths of the treatment and covariate codes.
+    build_critic
+        Builds a critic's network from the width of the codes that it sees beside the features, and
+        its outputs. It is called with features ``(n_cells, n_features)`` and codes
+        ``(n_cells, n_codes)``, and returns ``(n_cells, n_outputs)``.
+    reduction
+        Whether genes are summed or averaged.
+    """
 
     #: Name by which users choose the kind.
     name: ClassVar[str]
@@ -80,9 +96,9 @@ class CovariateTerm(nn.Module):
 
     def __init__(
         self,
-        n_genes: int,
         n_treatment: int,
         n_covariate: int,
+        build_critic: CriticBuilder,
         reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
         super().__init__()
@@ -188,17 +204,17 @@ class Discriminator(CovariateTerm):
 
     def __init__(
         self,
-        n_genes: int,
         n_treatment: int,
         n_covariate: int,
+        build_critic: CriticBuilder,
         reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
-        super().__init__(n_genes, n_treatment, n_covariate, reduction)
-        self.critic = _critic(n_genes + n_treatment + n_covariate, 1)
+        super().__init__(n_treatment, n_covariate, build_critic, reduction)
+        self.critic = build_critic(n_treatment + n_covariate, 1)
 
     def _logit(self, cells: TermInputs) -> Tensor:
-        inputs = torch.cat([cells.features, cells.treatment, cells.covariates], dim=-1)
-        return self.critic(inputs).squeeze(-1)
+        codes = torch.cat([cells.treatment, cells.covariates], dim=-1)
+        return self.critic(cells.features, codes).squeeze(-1)
 
     def forward(self, cells: Counterfactuals) -> Tensor:
         """See :meth:`CovariateTerm.forward`."""
@@ -225,16 +241,16 @@ class TreatmentClassifier(CovariateTerm):
 
     def __init__(
         self,
-        n_genes: int,
         n_treatment: int,
         n_covariate: int,
+        build_critic: CriticBuilder,
         reduction: Literal["sum", "mean"] = "sum",
     ) -> None:
-        super().__init__(n_genes, n_treatment, n_covariate, reduction)
-        self.critic = _critic(n_genes + n_covariate, n_treatment)
+        super().__init__(n_treatment, n_covariate, build_critic, reduction)
+        self.critic = build_critic(n_covariate, n_treatment)
 
     def _error(self, cells: TermInputs) -> Tensor:
-        predicted = self.critic(torch.cat([cells.features, cells.covariates], dim=-1))
+        predicted = self.critic(cells.features, cells.covariates)
         return (predicted - cells.treatment).square().mean(-1)
 
     def forward(self, cells: Counterfactuals) -> Tensor:
@@ -246,17 +262,35 @@ class TreatmentClassifier(CovariateTerm):
         return self._error(real).mean()
 
 
-def _critic(n_in: int, n_out: int, n_hidden: int = 64) -> nn.Sequential:
-    """Two hidden layers with layer normalisation."""
-    return nn.Sequential(
-        nn.Linear(n_in, n_hidden),
-        nn.LayerNorm(n_hidden),
-        nn.ReLU(),
-        nn.Linear(n_hidden, n_hidden),
-        nn.LayerNorm(n_hidden),
-        nn.ReLU(),
-        nn.Linear(n_hidden, n_out),
-    )
+class DenseCritic(nn.Module):
+    """Critic of features without a shape: two hidden layers with layer normalisation."""
+
+    def __init__(self, n_in: int, n_out: int, n_hidden: int = 64) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Linear(n_in, n_hidden),
+            nn.LayerNorm(n_hidden),
+            nn.ReLU(),
+            nn.Linear(n_hidden, n_hidden),
+            nn.LayerNorm(n_hidden),
+            nn.ReLU(),
+            nn.Linear(n_hidden, n_out),
+        )
+
+    def forward(self, features: Tensor, codes: Tensor) -> Tensor:
+        """Return the outputs, ``(n_cells, n_out)``."""
+        return self.body(torch.cat([features, codes], dim=-1))
+
+
+def dense_critic(n_features: int) -> CriticBuilder:
+    """Build critics of features without a shape.
+
+    Parameters
+    ----------
+    n_features
+        Width of the features.
+    """
+    return lambda n_codes, n_out: DenseCritic(n_features + n_codes, n_out)
 
 
 COVARIATE_TERMS: dict[str, type[CovariateTerm]] = {

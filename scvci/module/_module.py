@@ -1,35 +1,34 @@
-"""The VCI module: networks and the three terms of the objective."""
+"""The VCI module for expression: how cells and treatments enter, and how they are decoded."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import auto_move_data
 from torch import Tensor
-from torch.distributions import Normal
 from torch.nn.functional import one_hot
 
 from scvci.data import _constants as keys
 
 from ._backbones import BACKBONES
-from ._covariate_terms import Counterfactuals, TermInputs, get_covariate_term
+from ._covariate_terms import Counterfactuals, TermInputs, dense_critic, get_covariate_term
 from ._doses import build_dose_response
 from ._kinds import get_kind
 from ._likelihoods import add_shift
-from ._terms import individual_term, latent_divergence
+from ._objective import ObjectiveModule
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch.distributions import Distribution
+    from torch.distributions import Distribution, Normal
 
     from ._config import ModuleConfig
     from ._sizes import DataSizes
 
 
-class VCIModule(BaseModuleClass):
+class VCIModule(ObjectiveModule):
     """Variational causal inference for expression.
 
     Parameters
@@ -42,6 +41,7 @@ class VCIModule(BaseModuleClass):
         Whether counts are scaled by the library size (``True``) or by a given size factor.
     """
 
+    config: ModuleConfig
     treatment_codes: Tensor
     reference_size: Tensor
     feature_mean: Tensor
@@ -63,7 +63,9 @@ class VCIModule(BaseModuleClass):
         codes = self.backbone.codes.table
         n_code = codes.shape[1]
         term = get_covariate_term(objective.covariate_term)
-        self.covariate_term = term(sizes.n_genes, n_code, sizes.n_covariate, objective.reduction)
+        self.covariate_term = term(
+            n_code, sizes.n_covariate, dense_critic(sizes.n_genes), objective.reduction
+        )
 
         self.register_buffer("treatment_codes", torch.as_tensor(codes, dtype=torch.float32))
         self.register_buffer("reference_size", torch.tensor(1.0))
@@ -216,14 +218,10 @@ class VCIModule(BaseModuleClass):
     def counterfactual(
         self, tensors: dict[str, Tensor], qz: Normal
     ) -> tuple[Counterfactuals, Normal]:
-        """Construct y′ under the batch's targets t′ and re-encode it.
+        """See :meth:`ObjectiveModule.counterfactual`.
 
-        One further draw of z is decoded with t′; y′ is the mean of the output distribution. In a
-        batch without drawn targets every cell gets the control.
-
-        Returns
-        -------
-        The counterfactual cells and q(z | y′, x, t′).
+        y′ is the mean of the output distribution. In a batch without drawn targets every cell gets
+        the control.
         """
         factual = tensors[keys.TREATMENT_KEY].long().squeeze(-1)
         target = tensors.get(keys.TARGET_KEY)
@@ -259,69 +257,20 @@ class VCIModule(BaseModuleClass):
         )
         return cells, self.encoder(features, codes, covariates)
 
-    def loss(
-        self,
-        tensors: dict[str, Tensor],
-        inference_outputs: dict[str, Any],
-        generative_outputs: dict[str, Distribution],
-        kl_weight: float | Tensor = 1.0,
-    ) -> LossOutput:
-        """Compute the VCI objective: three weighted terms, each also reported by its name.
-
-        The covariate-specific term is averaged over the cells whose (x, t′) has real cells; in a
-        batch without any it is zero. With a standard normal prior and no weight on that term no
-        counterfactual is constructed, and the term is zero too. Priors of the weights are added,
-        where the decoder has any.
-        """
-        objective = self.config.objective
-        qz = inference_outputs[MODULE_KEYS.QZ_KEY]
-        individual = individual_term(
-            generative_outputs[MODULE_KEYS.PX_KEY],
-            tensors[REGISTRY_KEYS.X_KEY],
-            objective.reduction,
-        )
-        cells = None
-        if objective.covariate or objective.prior == "counterfactual":
-            cells, prior = self.counterfactual(tensors, qz)
-        if objective.prior == "standard":
-            location = torch.zeros_like(qz.loc)
-            prior = Normal(location, torch.ones_like(location), validate_args=False)
-        divergence = latent_divergence(qz, prior, objective.kl)
-        covariate = individual.new_zeros(())
-        if cells is not None and keys.SUPPORTED_KEY in tensors:
-            per_cell = torch.where(cells.supported, self.covariate_term(cells), 0.0)
-            covariate = per_cell.sum() / cells.supported.sum().clamp(min=1)
-        loss = (
-            objective.individual * individual.mean()
-            + objective.covariate * covariate
-            + kl_weight * objective.divergence * divergence.mean()
-        )
-        unit = self.sizes.n_genes if objective.reduction == "mean" else 1
-        loss = loss + self.decoder.penalty(self.response.penalty()) / unit
-        return LossOutput(
-            loss=loss,
-            reconstruction_loss=individual,
-            kl_local=divergence,
-            extra_metrics={
-                "individual": individual.mean().detach(),
-                "covariate": covariate.detach(),
-                "divergence": divergence.mean().detach(),
-            },
-        )
-
-    def critic_loss(self, tensors: dict[str, Tensor]) -> Tensor:
-        """Loss of the covariate-specific term's critic; the generator gets no gradient."""
+    def observed(self, tensors: dict[str, Tensor]) -> TermInputs:
+        """See :meth:`ObjectiveModule.observed`."""
         inputs = self._get_inference_input(tensors)
-        with torch.no_grad():
-            qz = self.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
-            generated, _ = self.counterfactual(tensors, qz)
-            scaled = self.at_reference_size(inputs["expression"], inputs["size"])
-        real = TermInputs(
+        scaled = self.at_reference_size(inputs["expression"], inputs["size"])
+        return TermInputs(
             features=self.features(scaled),
             treatment=self.codes(inputs["treatment"]),
             covariates=inputs["covariates"],
         )
-        return self.covariate_term.critic_loss(real, generated)
+
+    def weight_prior(self) -> Tensor | float:
+        """See :meth:`ObjectiveModule.weight_prior`."""
+        unit = self.sizes.n_genes if self.config.objective.reduction == "mean" else 1
+        return self.decoder.penalty(self.response.penalty()) / unit
 
     @torch.inference_mode()
     def sample(

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from scvci.module import COVARIATE_TERMS, Counterfactuals, TermInputs
-from scvci.module._covariate_terms import get_covariate_term
+from scvci.module._covariate_terms import dense_critic, get_covariate_term
 
 
 def _cells(n=6, k=5, n_genes=4, seed=0, **changes):
@@ -32,7 +32,7 @@ def _cells(n=6, k=5, n_genes=4, seed=0, **changes):
 
 
 def _term(name, reduction="sum", n_genes=4):
-    return get_covariate_term(name)(n_genes, 2, 1, reduction)
+    return get_covariate_term(name)(2, 1, dense_critic(n_genes), reduction)
 
 
 def test_kernel_match_is_the_average_of_log_kernels():
@@ -125,9 +125,7 @@ def test_classifier_hinge():
     cells = _cells()
     term = _term("classifier")
     torch.testing.assert_close(term(cells), (term._error(cells) - 0.05).clamp(min=0) + 0.05)
-    perfect = replace(
-        cells, treatment=term.critic(torch.cat([cells.features, cells.covariates], -1))
-    )
+    perfect = replace(cells, treatment=term.critic(cells.features, cells.covariates))
     torch.testing.assert_close(term(perfect), torch.full((6,), 0.05))
 
 
