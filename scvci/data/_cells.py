@@ -169,6 +169,11 @@ class Cells:
         """Names of all cells of the AnnData."""
         return self.adata.obs_names
 
+    @property
+    def group(self) -> np.ndarray:
+        """Code of each cell's (stratum, treatment), within which splits are drawn."""
+        return self.stratum * self.n_treatments + self.treatment
+
     @cached_property
     def is_count(self) -> bool:
         """Whether expression is whole numbers."""
@@ -272,12 +277,29 @@ class Cells:
         self, batch_size: int, rows: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
         """Yield rows and tensors, in the order of ``rows`` (by default those in question)."""
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
-        rows = self.rows if rows is None else rows
-        for start in range(0, len(rows), batch_size):
-            part = rows[start : start + batch_size]
+        for part in in_batches(self.rows if rows is None else rows, batch_size):
             yield part, self.tensors(part)
+
+
+def in_batches(rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
+    """Yield consecutive parts of rows.
+
+    Parameters
+    ----------
+    rows
+        The rows.
+    batch_size
+        Largest size of a part.
+
+    Raises
+    ------
+    ValueError
+        If the size is not positive.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    for start in range(0, len(rows), batch_size):
+        yield rows[start : start + batch_size]
 
 
 def _increasing(rows: np.ndarray) -> bool:

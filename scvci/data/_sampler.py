@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scvci.pooling import Pairs
 
     from ._cells import Cells
+    from ._splitter import Sampler
     from ._statistics import Statistics
 
 #: Share of draws that go to arms without cells in the stratum, where there are such arms.
@@ -210,9 +211,7 @@ class CounterfactualDataset(Dataset):
         If given, the same rows always get the same draws (validation).
     """
 
-    def __init__(
-        self, indices: np.ndarray, sampler: CounterfactualSampler, seed: int | None = None
-    ) -> None:
+    def __init__(self, indices: np.ndarray, sampler: Sampler, seed: int | None = None) -> None:
         super().__init__()
         self.indices = np.sort(indices)
         self.sampler = sampler

@@ -2,12 +2,52 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Protocol, Self
+
 import lightning.pytorch as pl
 import numpy as np
 from scvi import settings
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
-from ._sampler import CounterfactualDataset, CounterfactualSampler
+from ._sampler import CounterfactualDataset
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from anndata import AnnData
+    from torch import Tensor
+
+
+class CellTable(Protocol):
+    """What training asks of a table of cells."""
+
+    @property
+    def adata(self) -> AnnData:
+        """Source of the cells."""
+
+    @property
+    def names(self) -> pd.Index:
+        """Names of all cells of the AnnData."""
+
+    @property
+    def group(self) -> np.ndarray:
+        """Code of the group of each cell within which splits are drawn, shape ``(n_obs,)``."""
+
+    def take(self, rows: np.ndarray) -> Self:
+        """Put other cells in question."""
+
+    def tensors(self, rows: np.ndarray) -> dict[str, Tensor]:
+        """Tensors of rows, under the names that the module reads."""
+
+
+class Sampler(Protocol):
+    """What draws targets and references for factual cells."""
+
+    @property
+    def cells(self) -> CellTable:
+        """The table of cells."""
+
+    def __call__(self, rows: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        """Draw everything the module needs besides the factual cells of ``rows``."""
 
 
 def split_cells(
@@ -81,7 +121,7 @@ class CounterfactualSplitter(pl.LightningDataModule):
 
     def __init__(
         self,
-        sampler: CounterfactualSampler,
+        sampler: Sampler,
         parts: tuple[np.ndarray, np.ndarray, np.ndarray],
         batch_size: int,
         seed: int,

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.model.base import BaseModelClass
 from scvi.module._constants import MODULE_KEYS
 
 from scvci._names import unknown_name_message
@@ -17,33 +14,20 @@ from scvci.data import _constants as keys
 from scvci.data._cells import Cells
 from scvci.data._fields import stratum_names
 from scvci.data._requests import read_requests
-from scvci.data._results import Results
 from scvci.data._treatments import Treatments
 
 from ._arms import Arm, Similarity, build_arm, measured_arm
+from ._calibration import Calibration, ReferenceState
+from ._model import ModelBase
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from anndata import AnnData
 
     from scvci.data._conditions import Condition
     from scvci.module import ModuleConfig, VCIModule
 
-    from ._calibration import Calibration
 
-#: Parts of a split.
-type Part = Literal["train", "validation", "test"]
-
-
-def _part(name: Part, doc: str) -> property:
-    """Rows of a part of the split, found by the names of its cells."""
-    return property(
-        lambda model: model.part(name), lambda model, rows: model._set_part(name, rows), doc=doc
-    )
-
-
-class VCIBase(BaseModelClass):
+class VCIBase(ModelBase):
     """Names, cells and decoding: what prediction and analyses are made of.
 
     Parameters
@@ -56,32 +40,17 @@ class VCIBase(BaseModelClass):
 
     module: VCIModule
     config: ModuleConfig
-    seed_: int
-    n_trainings_: int
-    is_trained_: bool
     calibration: Calibration | None
+    reference_: ReferenceState | None
 
-    def __init__(self, adata: AnnData | None, registry: dict | None) -> None:
-        super().__init__(adata, registry)
+    def __init__(self, adata: AnnData | None, registry: dict | None, seed: int | None) -> None:
+        super().__init__(adata, registry, seed)
         self._arms = Treatments.from_state(self._state(keys.TREATMENT_KEY))
         self.calibration = None
-        #: Names of the cells of each part of the last split.
-        self.parts_: dict[str, list[str]] = {}
-        #: Names of all cells that a training has seen, those of a reference included.
-        self.trained_cells_: list[str] = []
+        self.reference_ = None
         self.similarity_: dict[str, Any] | None = None
-        #: What analyses keep until the model is trained again.
-        self.cache: dict[str, Any] = {}
 
     # -- names ----------------------------------------------------------------------------------
-
-    def _state(self, key: str) -> dict[str, Any]:
-        return self.registry["field_registries"][key]["state_registry"]
-
-    @property
-    def setup_args(self) -> Mapping[str, Any]:
-        """Arguments of ``setup_anndata``."""
-        return self.registry["setup_args"]
 
     @property
     def arms(self) -> Treatments:
@@ -147,35 +116,6 @@ class VCIBase(BaseModelClass):
         cells.check_expression(self.is_count)
         return cells
 
-    def own_cells(self, action: str) -> Cells:
-        """Read the model's own cells.
-
-        Parameters
-        ----------
-        action
-            What they are needed for, for the message.
-        """
-        if self.adata is None:
-            raise ValueError(
-                f"The model was loaded without cells; load it with adata= to {action}."
-            )
-        return self.cells()
-
-    def require_trained(self, action: str) -> None:
-        """Raise unless the model is trained.
-
-        Parameters
-        ----------
-        action
-            What is about to be done, for the message.
-        """
-        if not self.is_trained_:
-            raise RuntimeError(f"The model is not trained; call train() before you {action}.")
-
-    def results(self, adata: AnnData) -> Results:
-        """Writer of results into an AnnData."""
-        return Results(adata, self.setup_args)
-
     def describe(self, **record: Any) -> dict[str, Any]:
         """Complete the record of a result by what wrote it."""
         return {
@@ -184,34 +124,6 @@ class VCIBase(BaseModelClass):
             "model": type(self).__name__,
             "seed": self.seed_,
         }
-
-    # -- cells of each part, known by name --------------------------------------------------------
-
-    def part(self, name: Part) -> np.ndarray:
-        """Rows of the training, validation or test cells, found by name.
-
-        Parameters
-        ----------
-        name
-            ``"train"``, ``"validation"`` or ``"test"``.
-        """
-        if self.adata is None:
-            stored = getattr(self, f"{name}_indices_")
-            return np.asarray([] if stored is None else stored, dtype=np.int64)
-        rows = self.adata.obs_names.get_indexer(pd.Index(self.parts_.get(name, []), dtype=object))
-        return np.sort(rows[rows >= 0]).astype(np.int64)
-
-    def _set_part(self, name: Part, rows: np.ndarray | None) -> None:
-        rows = np.asarray([] if rows is None else rows, dtype=np.int64)
-        setattr(self, f"{name}_indices_", rows)
-        if self.adata is not None:
-            self.parts_[name] = self.adata.obs_names[rows].astype(str).tolist()
-
-    train_indices = _part("train", "Rows of ``adata`` that the last training was fitted to.")
-    validation_indices = _part(
-        "validation", "Rows of ``adata`` that chose when the last training stopped."
-    )
-    test_indices = _part("test", "Rows of ``adata`` that entered nothing.")
 
     # -- what is asked for ------------------------------------------------------------------------
 
@@ -283,11 +195,6 @@ class VCIBase(BaseModelClass):
         return self.batches.index(str(batch))
 
     # -- latent states and decoding ---------------------------------------------------------------
-
-    def on_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Move a batch to the model's device."""
-        device = self.module.device
-        return {name: tensor.to(device) for name, tensor in tensors.items()}
 
     def latent_states(
         self, tensors: dict[str, torch.Tensor], n_samples: int | None = None
@@ -375,17 +282,34 @@ class VCIBase(BaseModelClass):
         outputs = self.module.generative(z, size, treatment, covariates, shift=shift)
         return outputs[MODULE_KEYS.PX_KEY]
 
+    # -- files ------------------------------------------------------------------------------------
 
-class Seeded(AbstractContextManager):
-    """Run a block under a torch seed and leave the caller's generators as they were."""
+    def _variable_names(self) -> list[str]:
+        return list(map(str, self.genes))
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._fork = torch.random.fork_rng()
+    @classmethod
+    def _check_variables(cls, adata: AnnData, names: list[str]) -> None:
+        if adata.n_vars == len(names) and (adata.var_names.to_numpy() == np.array(names)).all():
+            return
+        raise ValueError(
+            "The genes of adata are not the model's genes in the model's order. Pass "
+            "adata[:, genes].copy() with the saved model's genes, or load with adata=False and "
+            "give these cells to predict_counterfactual(adata=...), which aligns genes by name."
+        )
 
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self.seed)
+    def _state_to_save(self) -> dict[str, Any]:
+        reference, calibration = self.reference_, self.calibration
+        return {
+            "reference_": None if reference is None else reference.new_weights,
+            "calibration_": None if calibration is None else calibration.to_arrays(),
+        }
 
-    def __exit__(self, *exc: Any) -> None:
-        self._fork.__exit__(*exc)
+    def _restore_state(self, attributes: dict[str, Any]) -> None:
+        calibration, new_weights = attributes.pop("calibration_"), attributes.pop("reference_")
+        if calibration is None:
+            return
+        self.calibration = Calibration.from_arrays(calibration)
+        carried = self.calibration.reference
+        if carried is not None:
+            self.reference_ = ReferenceState(carried, new_weights)
+            self.reference_.freeze(self.module)

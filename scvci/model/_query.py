@@ -12,14 +12,13 @@ from scvci.data._extension import align_genes, extend_registry
 from scvci.module._extension import extend_weights
 
 from ._calibration import ReferenceState
-from ._saving import SavingMixin
 from ._training import TrainingMixin
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
 
-class QueryMixin(SavingMixin, TrainingMixin):
+class QueryMixin(TrainingMixin):
     """Serve data that the model was not trained on."""
 
     @classmethod

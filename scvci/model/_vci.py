@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scvi import REGISTRY_KEYS, settings
+from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
 from scvi.data._utils import _assign_adata_uuid
 from scvi.data.fields import LayerField, NumericalJointObsField, NumericalObsField
@@ -18,10 +17,10 @@ from scvci.data._embeddings import read_embeddings
 from scvci.data._fields import CovariateField, TreatmentField, stratum_codes, stratum_names
 from scvci.data._validation import check_pairs, covariate_list, validate_setup, warn_about_empty
 from scvci.module import DataSizes, ModuleConfig, VCIModule
-from scvci.module._presets import build_config
+from scvci.module._presets import build_config, get_preset
 from scvci.pooling import Pairs
 
-from ._base import Seeded
+from ._model import Seeded
 from ._prediction import PredictionMixin
 from ._query import QueryMixin
 
@@ -97,17 +96,14 @@ class VCI(QueryMixin, PredictionMixin):
         objective: dict[str, Any] | None = None,
         seed: int | None = None,
     ) -> None:
-        super().__init__(adata, registry)
+        super().__init__(adata, registry, seed)
         self.config: ModuleConfig = build_config(
-            preset,
+            get_preset(preset),
             likelihood,
             {**(architecture or {}), "n_latent": n_latent},
             weights,
             {**(objective or {}), "covariate_term": covariate_term},
         )
-        self.seed_ = _choose_seed(seed)
-        self.n_trainings_ = 0
-        self.reference_ = None
         composition = self.setup_args["size_factor_key"] is None
         with Seeded(self.seed_):
             self.module = VCIModule(self._sizes(), self.config, composition=composition)
@@ -364,12 +360,6 @@ def _read_embeddings(
         layer=layer,
         cells=untreated[codes],
     )
-
-
-def _choose_seed(seed: int | None) -> int:
-    if seed is not None:
-        return int(seed)
-    return int(settings.seed) if settings.seed is not None else secrets.randbelow(2**31)
 
 
 def _shortened(names: Sequence[str], n: int = 6) -> str:

@@ -10,6 +10,8 @@ BackboneName = Literal["effect", "paper"]
 CovariateTermName = Literal["moments", "kernel", "energy", "discriminator", "classifier"]
 DoseResponseName = Literal["linear", "log", "monotone"]
 LikelihoodName = Literal["nb", "zinb", "poisson", "normal"]
+ImageLikelihoodName = Literal["bernoulli", "normal"]
+ImageTermName = Literal["discriminator", "classifier"]
 PresetName = Literal["default", "paper"]
 
 
@@ -122,3 +124,59 @@ class ModuleConfig:
     architecture: Architecture = field(default_factory=Architecture)
     objective: Objective = field(default_factory=Objective)
     target_sampling: Literal["balanced", "treated"] = "balanced"
+
+
+@dataclass(frozen=True)
+class ImageArchitecture:
+    """Sizes of the networks for images.
+
+    Attributes
+    ----------
+    n_latent
+        Dimensions of the latent vector of the whole image.
+    n_maps
+        Channels of each latent map.
+    n_scales
+        Latent scales: 1 is the vector alone, a plain convolutional autoencoder; 2 adds a map at
+        the coarsest resolution (sides of at most 8), 3 another at twice that, and so on, the
+        hierarchical model.
+    width
+        Channels at the finest resolution, half the image's; each coarser one has twice as many.
+    depth
+        Residual blocks at each resolution but the finest, which has one.
+    n_condition
+        Features of the treatment and covariate codes.
+    """
+
+    n_latent: int = 32
+    n_maps: int = 8
+    n_scales: int = 2
+    width: int = 16
+    depth: int = 2
+    n_condition: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("n_latent", "n_maps", "n_scales", "width", "depth", "n_condition"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1.")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Everything that defines the module for images besides the sizes of the data.
+
+    Attributes
+    ----------
+    likelihood
+        Name of the likelihood of a pixel.
+    architecture, objective
+        Networks, and the terms of the objective.
+    """
+
+    likelihood: ImageLikelihoodName = "bernoulli"
+    architecture: ImageArchitecture = field(default_factory=ImageArchitecture)
+    objective: Objective = field(
+        default_factory=lambda: Objective(
+            covariate=3.0, divergence=0.3, covariate_term="discriminator"
+        )
+    )

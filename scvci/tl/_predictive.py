@@ -11,8 +11,8 @@ from scvi import REGISTRY_KEYS
 
 from scvci.data import _constants as keys
 from scvci.effects import predictive_interval, predictive_score
-from scvci.model._base import Seeded
 from scvci.model._layers import LayerCollector
+from scvci.model._model import Seeded
 
 if TYPE_CHECKING:
     from scvci.data import Cells

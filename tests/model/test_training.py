@@ -12,7 +12,6 @@ import torch
 
 import scvci
 from scvci.data._splitter import CounterfactualSplitter
-from scvci.data._statistics import compute_statistics
 from scvci.model import VCI
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
@@ -119,7 +118,7 @@ def test_best_weights_are_restored(adata):
     assert losses[-1] > losses.min() + 1
     parts = (model.train_indices, model.validation_indices, model.test_indices)
     cells = model.cells().take(model.train_indices)
-    sampler = model._sampler(cells, compute_statistics(cells, uses_size=True))
+    sampler = model._start_training(cells)
     splitter = CounterfactualSplitter(sampler, parts, batch_size=128, seed=model.seed_)
     (again,) = model.trainer.validate(
         model.trainer.lightning_module, splitter.val_dataloader(), verbose=False

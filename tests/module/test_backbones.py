@@ -10,7 +10,7 @@ import torch
 
 from scvci import module
 from scvci.module import BACKBONES, DataSizes, TrainingDefaults, VCIModule, _config
-from scvci.module._presets import PRESETS, build_config
+from scvci.module._presets import PRESETS, build_config, get_preset
 
 #: The control, two doses of A, B, both, and B at a lower dose with A.
 _DOSES = np.array([[0, 0], [0.1, 0], [1, 0], [0, 1], [1, 1], [1, 0.5]])
@@ -27,7 +27,8 @@ def test_arms_beyond_single_members_at_their_largest_dose_have_columns():
 @pytest.mark.parametrize("kind", sorted(BACKBONES))
 def test_codes_hold_strengths_in_place_of_doses(kind):
     sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0)
-    net = VCIModule(sizes, build_config("default", architecture={"kind": kind, "n_hidden": 8}))
+    config = build_config(get_preset("default"), architecture={"kind": kind, "n_hidden": 8})
+    net = VCIModule(sizes, config)
     codes = net.codes(torch.arange(len(_DOSES))).detach().numpy()
     table, members = net.backbone.codes.table, net.backbone.codes.members
     strengths = net.response(torch.as_tensor(_DOSES).float()).detach().numpy()
@@ -42,9 +43,8 @@ def test_a_shift_of_the_linear_predictor(kind):
     """`generative` is the likelihood of the linear predictor, with the shift in its first head."""
     torch.manual_seed(0)
     sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0)
-    net = VCIModule(
-        sizes, build_config("default", "zinb", architecture={"kind": kind, "n_hidden": 8})
-    ).eval()
+    architecture = {"kind": kind, "n_hidden": 8}
+    net = VCIModule(sizes, build_config(get_preset("default"), "zinb", architecture)).eval()
     z, arm, x = torch.randn(3, 5, 10), torch.arange(5), torch.eye(2)[torch.arange(5) % 2]
     size, shift = torch.full((5, 1), 20.0), torch.randn(5, 4)
     heads = net.linear_predictor(z, arm, x)
@@ -78,7 +78,7 @@ def test_names_are_those_of_the_kinds():
 
 def test_unknown_names_are_named():
     with pytest.raises(ValueError, match="preset='papers' is unknown.*paper"):
-        build_config("papers")
+        get_preset("papers")
     sizes = DataSizes(4, _DOSES, 0, [2], n_continuous=0)
     with pytest.raises(ValueError, match="kind='unet' is unknown.*effect"):
-        VCIModule(sizes, build_config("default", architecture={"kind": "unet"}))
+        VCIModule(sizes, build_config(get_preset("default"), architecture={"kind": "unet"}))

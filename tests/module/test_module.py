@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from scvci.data import _constants as keys
 from scvci.module import COVARIATE_TERMS, DataSizes, VCIModule
-from scvci.module._presets import build_config
+from scvci.module._presets import build_config, get_preset
 
 N, G, T = 8, 5, 3
 
@@ -17,7 +17,7 @@ N, G, T = 8, 5, 3
 def _module(term="moments", likelihood="nb", preset="default", weights=None, **objective):
     sizes = DataSizes(G, np.eye(T)[:, 1:], 0, [2], n_continuous=1)
     objective["covariate_term"] = term
-    return VCIModule(sizes, build_config(preset, likelihood, None, weights, objective))
+    return VCIModule(sizes, build_config(get_preset(preset), likelihood, None, weights, objective))
 
 
 def _tensors(device):

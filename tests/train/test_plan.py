@@ -10,14 +10,14 @@ import torch
 from torch.optim.lr_scheduler import MultiStepLR
 
 from scvci.module import DataSizes, VCIModule
-from scvci.module._presets import build_config
+from scvci.module._presets import build_config, get_preset
 from scvci.train import VCITrainingPlan
 
 
 def _plan(term="moments", n_epochs=4, **settings):
     torch.manual_seed(0)
     sizes = DataSizes(5, np.eye(3)[:, 1:], 0, [2], n_continuous=0)
-    config = build_config("default", objective={"covariate_term": term})
+    config = build_config(get_preset("default"), objective={"covariate_term": term})
     plan = VCITrainingPlan(VCIModule(sizes, config), **settings)
     plan.trainer = SimpleNamespace(max_epochs=n_epochs)
     return plan

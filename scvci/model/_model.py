@@ -1,0 +1,522 @@
+"""What the models have in common: parts of a split, training, files."""
+
+from __future__ import annotations
+
+import secrets
+import warnings
+from abc import abstractmethod
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from scvi import settings
+from scvi.data import AnnDataManager
+from scvi.model._utils import parse_device_args
+from scvi.model.base import BaseModelClass
+from scvi.model.base._constants import SAVE_KEYS
+from scvi.train import TrainRunner
+
+from scvci.data._cells import resolve_indices
+from scvci.data._results import Results
+from scvci.data._splitter import CounterfactualSplitter, split_cells
+from scvci.train import VCITrainingPlan
+from scvci.train._callbacks import RestoreBest
+
+from ._saving import from_plain, read_payload, to_plain, write_payload
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Mapping, Sequence
+
+    from anndata import AnnData
+
+    from scvci.data._splitter import CellTable, Sampler
+    from scvci.module import TrainingDefaults
+    from scvci.module._objective import ObjectiveModule
+
+#: Parts of a split.
+type Part = Literal["train", "validation", "test"]
+type _Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+#: Validation criterion: the weighted objective on validation cells with fixed targets. It holds
+#: the likelihood of the counterfactual and the divergence, not only the reconstruction.
+_MONITOR = "validation_loss"
+
+
+def _part(name: Part, doc: str) -> property:
+    """Rows of a part of the split, found by the names of its cells."""
+    return property(
+        lambda model: model.part(name), lambda model, rows: model._set_part(name, rows), doc=doc
+    )
+
+
+class ModelBase(BaseModelClass):
+    """Training and files of a model, whatever the outcome of its cells.
+
+    A subclass says how its cells are read, what the sampler draws for them, and what follows
+    training.
+
+    Parameters
+    ----------
+    adata
+        Registered AnnData.
+    registry
+        Registry of a saved model, in place of ``adata``.
+    """
+
+    module: ObjectiveModule
+    is_trained_: bool
+
+    def __init__(self, adata: AnnData | None, registry: dict | None, seed: int | None) -> None:
+        super().__init__(adata, registry)
+        self.seed_ = _choose_seed(seed)
+        self.n_trainings_ = 0
+        #: Names of the cells of each part of the last split.
+        self.parts_: dict[str, list[str]] = {}
+        #: Names of all cells that a training has seen, those of a reference included.
+        self.trained_cells_: list[str] = []
+        #: What analyses keep until the model is trained again.
+        self.cache: dict[str, Any] = {}
+
+    @abstractmethod
+    def cells(self, adata: AnnData | None = None, indices: Any = None) -> CellTable:
+        """Read cells as the model does, and check them.
+
+        Parameters
+        ----------
+        adata
+            The cells, by default the model's.
+        indices
+            Rows, mask or names of the cells in question; the others are not judged.
+        """
+
+    @property
+    @abstractmethod
+    def training_defaults(self) -> TrainingDefaults:
+        """How the networks are trained where the user does not say."""
+
+    @abstractmethod
+    def _start_training(self, cells: Any) -> Sampler:
+        """Return what draws targets for training cells; a first training sets scales here."""
+
+    def _after_training(self, cells: Any, rng: np.random.Generator, show_progress: bool) -> None:
+        """Follow a training up, given the cells that it and early stopping saw."""
+
+    def _check_labels(self, cells: Any) -> None:
+        """Raise if labels have changed since ``setup_anndata``."""
+
+    @classmethod
+    @abstractmethod
+    def _check_variables(cls, adata: AnnData, names: list[str]) -> None:
+        """Raise if the variables of an AnnData are not those of a saved model."""
+
+    @abstractmethod
+    def _variable_names(self) -> list[str]:
+        """Names of the variables, in the model's order, for the file."""
+
+    def _state_to_save(self) -> dict[str, Any]:
+        """State that is no attribute in plain form, by name."""
+        return {}
+
+    def _restore_state(self, attributes: dict[str, Any]) -> None:
+        """Take what :meth:`_state_to_save` gave out of the attributes of a file."""
+
+    # -- names ----------------------------------------------------------------------------------
+
+    def _state(self, key: str) -> dict[str, Any]:
+        return self.registry["field_registries"][key]["state_registry"]
+
+    @property
+    def setup_args(self) -> Mapping[str, Any]:
+        """Arguments of ``setup_anndata``."""
+        return self.registry["setup_args"]
+
+    def own_cells(self, action: str) -> Any:
+        """Read the model's own cells.
+
+        Parameters
+        ----------
+        action
+            What they are needed for, for the message.
+        """
+        if self.adata is None:
+            raise ValueError(
+                f"The model was loaded without cells; load it with adata= to {action}."
+            )
+        return self.cells()
+
+    def require_trained(self, action: str) -> None:
+        """Raise unless the model is trained.
+
+        Parameters
+        ----------
+        action
+            What is about to be done, for the message.
+        """
+        if not self.is_trained_:
+            raise RuntimeError(f"The model is not trained; call train() before you {action}.")
+
+    def results(self, adata: AnnData) -> Results:
+        """Writer of results into an AnnData."""
+        return Results(adata, self.setup_args)
+
+    def on_device(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Move a batch to the model's device."""
+        device = self.module.device
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    # -- cells of each part, known by name ------------------------------------------------------
+
+    def part(self, name: Part) -> np.ndarray:
+        """Rows of the training, validation or test cells, found by name.
+
+        Parameters
+        ----------
+        name
+            ``"train"``, ``"validation"`` or ``"test"``.
+        """
+        if self.adata is None:
+            stored = getattr(self, f"{name}_indices_")
+            return np.asarray([] if stored is None else stored, dtype=np.int64)
+        rows = self.adata.obs_names.get_indexer(pd.Index(self.parts_.get(name, []), dtype=object))
+        return np.sort(rows[rows >= 0]).astype(np.int64)
+
+    def _set_part(self, name: Part, rows: np.ndarray | None) -> None:
+        rows = np.asarray([] if rows is None else rows, dtype=np.int64)
+        setattr(self, f"{name}_indices_", rows)
+        if self.adata is not None:
+            self.parts_[name] = self.adata.obs_names[rows].astype(str).tolist()
+
+    train_indices = _part("train", "Rows of ``adata`` that the last training was fitted to.")
+    validation_indices = _part(
+        "validation", "Rows of ``adata`` that chose when the last training stopped."
+    )
+    test_indices = _part("test", "Rows of ``adata`` that entered nothing.")
+
+    # -- training -------------------------------------------------------------------------------
+
+    def train(
+        self,
+        max_epochs: int | None = None,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        *,
+        train_size: float = 0.9,
+        validation_size: float | None = None,
+        shuffle_set_split: bool = True,
+        batch_size: int | None = None,
+        early_stopping: bool = True,
+        datasplitter_kwargs: dict[str, Any] | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train the model.
+
+        Parameters
+        ----------
+        max_epochs
+            Most epochs to train for; by default so many that there are about 4,000 steps, at most
+            400 epochs (1,000 with the ``paper`` preset; for images 6,000 steps).
+        accelerator, devices
+            See :class:`~scvi.train.Trainer`; by default a GPU where there is one.
+        train_size, validation_size
+            Shares of the cells, drawn within each (treatment, stratum), for images within each
+            stratum; ``None`` gives the rest to validation. Cells in neither are for testing and
+            enter nothing.
+        shuffle_set_split
+            Whether the split is random.
+        batch_size
+            Cells per batch; by default ``scvi.settings.batch_size``, 128 (64 with the ``paper``
+            preset).
+        early_stopping
+            Stop when the objective on validation cells with fixed counterfactual targets no
+            longer improves, and restore the best weights.
+        datasplitter_kwargs
+            ``external_indexing``: rows of the training, validation and test cells.
+        plan_kwargs
+            Passed to :class:`~scvci.train.VCITrainingPlan`.
+        **trainer_kwargs
+            Passed to :class:`~scvi.train.Trainer`. ``enable_progress_bar=False`` also hides the
+            progress of the calibration that follows training.
+
+        Raises
+        ------
+        ValueError
+            If the model holds no cells, or labels in ``obs`` changed since ``setup_anndata``.
+
+        Warns
+        -----
+        UserWarning
+            If the latent state holds no information on single cells.
+        """
+        cells = self.own_cells("train it")
+        self._check_labels(cells)
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            raise ValueError(
+                "There is nothing new to train: the reference was trained on all strata, batches "
+                "and treatments of these cells. Predict with the model as it is."
+            )
+        defaults = self.training_defaults
+        batch_size = batch_size or defaults.batch_size or settings.batch_size
+        seed = self.seed_ + self.n_trainings_
+        rng = np.random.default_rng(seed)
+        external = (datasplitter_kwargs or {}).get("external_indexing")
+        if external is None:
+            order = rng if shuffle_set_split else None
+            parts = split_cells(cells.group, train_size, validation_size, order)
+        else:
+            parts = _external_parts(cells.adata, external)
+        sampler = self._start_training(cells.take(parts[0]))
+        splitter = CounterfactualSplitter(sampler, parts, batch_size=batch_size, seed=seed)
+        if early_stopping and splitter.n_val == 0:
+            warnings.warn(
+                "There are no validation cells, so training runs for max_epochs without early "
+                "stopping. Lower train_size for an honest stopping criterion.",
+                UserWarning,
+                stacklevel=2,
+            )
+            early_stopping = False
+        if max_epochs is None:
+            max_epochs = defaults.n_epochs(splitter.n_train, batch_size)
+        seen = self.seen_cells()
+        self.module.train()
+        self.cache.clear()
+        with Seeded(seed):
+            plan = VCITrainingPlan(self.module, **self._plan_options(plan_kwargs))
+            self._run(
+                plan, splitter, max_epochs, accelerator, devices, early_stopping, trainer_kwargs
+            )
+            rows = np.sort(np.concatenate(parts[:2]))
+            show_progress = trainer_kwargs.get("enable_progress_bar", True)
+            self._after_training(cells.take(rows), rng, show_progress)
+        self.trained_cells_ = sorted({*seen, *self.parts_["train"]})
+        self.n_trainings_ += 1
+
+    def seen_cells(self) -> list[str]:
+        """Names of all cells that any training was fitted to or stopped by."""
+        return sorted({*self.trained_cells_, *self.parts_.get("validation", [])})
+
+    def _plan_options(self, plan_kwargs: dict[str, Any] | None) -> dict[str, Any]:
+        """Arguments of the training plan: the networks' defaults and the user's."""
+        return {**self.training_defaults.plan, **(plan_kwargs or {})}
+
+    def _run(
+        self,
+        plan: VCITrainingPlan,
+        splitter: CounterfactualSplitter,
+        max_epochs: int,
+        accelerator: str,
+        devices: int | list[int] | str,
+        early_stopping: bool,
+        trainer_kwargs: dict[str, Any],
+    ) -> None:
+        """Hand everything to scvi-tools' runner."""
+        options = dict(trainer_kwargs)
+        options["callbacks"] = list(options.get("callbacks") or [])
+        if early_stopping:
+            monitor = options.setdefault("early_stopping_monitor", _MONITOR)
+            options.setdefault("early_stopping_patience", 20)
+            options["callbacks"].append(RestoreBest(monitor))
+        if splitter.n_val:
+            options.setdefault("check_val_every_n_epoch", 1)
+        runner = TrainRunner(
+            self,
+            training_plan=plan,
+            data_splitter=splitter,
+            max_epochs=max_epochs,
+            accelerator=accelerator,
+            devices=devices,
+            early_stopping=early_stopping,
+            **options,
+        )
+        # scvi-tools adds to the history of a trained model; one carried over has none yet.
+        carried_over = self.is_trained_ and self.history_ is None
+        self.is_trained_ = self.is_trained_ and not carried_over
+        try:
+            # Lightning suggests worker processes; in-memory AnnData are faster without.
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+                warnings.filterwarnings("ignore", message=".*number of training batches.*")
+                runner()
+        finally:
+            self.is_trained_ = self.is_trained_ or carried_over
+
+    # -- files ----------------------------------------------------------------------------------
+
+    def save(
+        self,
+        dir_path: str | os.PathLike[str],
+        prefix: str | None = None,
+        overwrite: bool = False,
+        save_anndata: bool = False,
+        **anndata_write_kwargs: Any,
+    ) -> None:
+        """Save weights, registry, settings and history.
+
+        Parameters
+        ----------
+        dir_path
+            Directory to write to.
+        prefix
+            Prefix of the file names.
+        overwrite
+            Whether an existing directory may be written to.
+        save_anndata
+            Whether to save the AnnData as well.
+        **anndata_write_kwargs
+            Passed to :meth:`anndata.AnnData.write_h5ad`.
+
+        Raises
+        ------
+        ValueError
+            If the directory exists and ``overwrite`` is false.
+        """
+        folder = Path(dir_path)
+        if folder.exists() and not overwrite:
+            raise ValueError(f"{folder} already exists; choose another or pass overwrite=True.")
+        folder.mkdir(parents=True, exist_ok=True)
+        attributes = {k: v for k, v in vars(self).items() if k[-1] == "_" and k[0] != "_"}
+        content = {
+            SAVE_KEYS.MODEL_STATE_DICT_KEY: {
+                k: v.cpu() for k, v in self.module.state_dict().items()
+            },
+            SAVE_KEYS.VAR_NAMES_KEY: self._variable_names(),
+            SAVE_KEYS.ATTR_DICT_KEY: to_plain({**attributes, **self._state_to_save()}),
+        }
+        write_payload(folder, prefix, type(self).__name__, content)
+        if save_anndata and self.adata is not None:
+            path = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
+            self.adata.write_h5ad(path, **anndata_write_kwargs)
+
+    @classmethod
+    def load(
+        cls,
+        dir_path: str | os.PathLike[str],
+        adata: AnnData | Literal[False] | None = None,
+        accelerator: str = "auto",
+        device: int | str = "auto",
+        prefix: str | None = None,
+        **networks: Any,
+    ) -> Self:
+        """Load a saved model.
+
+        The file is read as tensors and plain data; no code in it is run. Training, validation and
+        test cells are found in ``adata`` by name, whatever their order.
+
+        Parameters
+        ----------
+        dir_path
+            Directory written by :meth:`save`.
+        adata
+            Cells to attach, with the model's genes in the model's order, or images of its shape.
+            ``None`` takes the AnnData saved along, if there is one; ``False`` loads without cells,
+            to predict for others.
+        accelerator, device
+            Where the model goes, see :meth:`scvi.model.base.BaseModelClass.load`.
+        prefix
+            Prefix of the file names.
+        **networks
+            Networks of the user's own that the model was built with; files do not hold them, only
+            their weights.
+
+        Raises
+        ------
+        ValueError
+            If there is no model, it belongs to another class or was saved in another format, or
+            ``adata`` has other genes, or expression that the model cannot read.
+        """
+        folder = Path(dir_path)
+        payload = read_payload(folder, prefix, cls.__name__)
+        attributes = from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY])
+        registry = attributes.pop("registry_")
+        saved = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
+        if adata is None and saved.exists():
+            adata = anndata.read_h5ad(saved)
+        cells: AnnData | None = None if adata is None or adata is False else adata
+        saved_params = attributes.pop("init_params_")["non_kwargs"]
+        params = {**saved_params, **networks}
+        if cells is not None:
+            cls._check_variables(cells, payload[SAVE_KEYS.VAR_NAMES_KEY])
+            # A model without cells refuses them before anything is written.
+            cls(registry=registry, **params).cells(cells)
+            cls.setup_anndata(cells, source_registry=registry, **registry["setup_args"])
+        model = cls(cells, registry=None if cells is not None else registry, **params)
+        model._restore_state(attributes)
+        model.init_params_ = {"kwargs": {}, "non_kwargs": saved_params}
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.module.load_state_dict(payload[SAVE_KEYS.MODEL_STATE_DICT_KEY])
+        model.module.eval()
+        _, _, target = parse_device_args(
+            accelerator=accelerator, devices=device, return_device="torch"
+        )
+        model.to_device(target)
+        return model
+
+    @classmethod
+    def load_registry(
+        cls, dir_path: str | os.PathLike[str], prefix: str | None = None
+    ) -> dict[str, Any]:
+        """Read the registry of a saved model; no code in the file is run.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+
+        Raises
+        ------
+        ValueError
+            As :meth:`load`.
+        """
+        payload = read_payload(Path(dir_path), prefix, cls.__name__)
+        return from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY]["registry_"])
+
+    @classmethod
+    def view_setup_args(cls, dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:
+        """Print the arguments of ``setup_anndata`` of a saved model.
+
+        Parameters
+        ----------
+        dir_path, prefix
+            See :meth:`load`.
+        """
+        AnnDataManager.view_setup_method_args(cls.load_registry(dir_path, prefix))
+
+
+class Seeded(AbstractContextManager):
+    """Run a block under a torch seed and leave the caller's generators as they were."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._fork = torch.random.fork_rng()
+
+    def __enter__(self) -> None:
+        self._fork.__enter__()
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *exc: Any) -> None:
+        self._fork.__exit__(*exc)
+
+
+def _choose_seed(seed: int | None) -> int:
+    if seed is not None:
+        return int(seed)
+    return int(settings.seed) if settings.seed is not None else secrets.randbelow(2**31)
+
+
+def _external_parts(adata: AnnData, external: Sequence[Any]) -> _Rows:
+    """Rows of the training, validation and test cells that a user names."""
+    parts = [resolve_indices(adata, part) for part in external]
+    together = np.concatenate(parts)
+    if len(np.unique(together)) < len(together) or not len(parts[0]):
+        raise ValueError(
+            "external_indexing must give training cells, and no cell twice among training, "
+            "validation and test cells."
+        )
+    parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
+    return parts[0], parts[1], parts[2]
