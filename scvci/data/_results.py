@@ -40,14 +40,15 @@ class Results:
         """Names that a model reads, by place."""
         setup = self.setup_args
         single = ("treatment_key", "dose_key", "size_factor_key", "batch_key")
-        several = ("categorical_covariate_keys", "continuous_covariate_keys")
+        several = ("treatment_keys", "categorical_covariate_keys", "continuous_covariate_keys")
         columns = {str(setup[key]) for key in single if setup.get(key) is not None}
         columns |= {str(name) for key in several for name in setup.get(key) or []}
         embeddings = setup.get("treatment_embeddings")
+        matrices = (setup.get("treatment_key"), setup.get("image_key"))
         return {
-            "layers": {setup["layer"]} - {None},
+            "layers": {str(name) for name in (setup.get("layer"),) if name is not None},
             "obs": columns,
-            "obsm": {str(setup["treatment_key"])},
+            "obsm": {str(name) for name in matrices if name is not None},
             "uns": {UNS_KEY, *([embeddings] if isinstance(embeddings, str) else [])},
         }
 

@@ -95,10 +95,9 @@ batch_key, continuous_strata
         )
     _check_unique(adata.var_names, "gene", "var_names_make_unique")
     _check_unique(adata.obs_names, "cell", "obs_names_make_unique")
+    batch = [] if batch_key is None else [batch_key]
     _check_repeated(
-        treatment_keys.key,
-        [*categorical_covariate_keys, *([] if batch_key is None else [batch_key])],
-        continuous_covariate_keys,
+        [treatment_keys.key, *categorical_covariate_keys, *batch, *continuous_covariate_keys]
     )
     if int(continuous_strata) != continuous_strata or continuous_strata < 1:
         raise ValueError(f"continuous_strata={continuous_strata} must be a whole number from 1.")
@@ -107,6 +106,27 @@ batch_key, continuous_strata
     if size_factor_key is not None:
         _check_numeric(adata, size_factor_key, "size_factor_key", positive=True)
     _check_finite(get_matrix(adata, layer), adata, layer)
+
+
+def check_names(adata: AnnData, columns: Sequence[str]) -> None:
+    """Check that cells have names of their own, and that no column is used twice.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    columns
+        Columns of treatments and covariates.
+
+    Raises
+    ------
+    ValueError
+        With the name or column at fault, or if there are no cells.
+    """
+    if not adata.n_obs:
+        raise ValueError("adata has no cells: nothing to learn from.")
+    _check_unique(adata.obs_names, "cell", "obs_names_make_unique")
+    _check_repeated(columns)
 
 
 def _check_unique(names: pd.Index, kind: str, cure: str) -> None:
@@ -140,10 +160,7 @@ def covariate_list(keys: Any, argument: str) -> list[str]:
     return as_names(keys)
 
 
-def _check_repeated(
-    treatment_key: str, categorical: Sequence[str] | None, continuous: Sequence[str] | None
-) -> None:
-    given = [treatment_key, *(categorical or []), *(continuous or [])]
+def _check_repeated(given: Sequence[str]) -> None:
     repeated = sorted({key for key in given if given.count(key) > 1})
     if repeated:
         raise ValueError(

@@ -108,7 +108,7 @@ class CovariateTerm(nn.Module):
         """Return the term per cell, ``(n_cells,)``; rows without reference cells mean nothing."""
         raise NotImplementedError
 
-    def critic_loss(self, real: TermInputs, generated: TermInputs) -> Tensor:
+    def critic_loss(self, real: TermInputs, generated: Counterfactuals) -> Tensor:
         """Loss of the critic, a scalar."""
         raise NotImplementedError(f"The {self.name!r} term has no critic.")
 
@@ -220,10 +220,16 @@ class Discriminator(CovariateTerm):
         """See :meth:`CovariateTerm.forward`."""
         return softplus(-self._logit(cells))
 
-    def critic_loss(self, real: TermInputs, generated: TermInputs) -> Tensor:
-        """See :meth:`CovariateTerm.critic_loss`."""
+    def critic_loss(self, real: TermInputs, generated: Counterfactuals) -> Tensor:
+        """See :meth:`CovariateTerm.critic_loss`.
+
+        Only cells whose (x, t′) has real cells count, as in the term: there is nothing that the
+        others could be told from.
+        """
+        supported = generated.supported.float()
+        constructed = softplus(self._logit(generated)) * supported
         return 0.5 * (
-            softplus(-self._logit(real)).mean() + softplus(self._logit(generated)).mean()
+            softplus(-self._logit(real)).mean() + constructed.sum() / supported.sum().clamp(min=1)
         )
 
 
@@ -257,7 +263,7 @@ class TreatmentClassifier(CovariateTerm):
         """See :meth:`CovariateTerm.forward`."""
         return (self._error(cells) - self.margin).clamp(min=0) + self.margin
 
-    def critic_loss(self, real: TermInputs, generated: TermInputs) -> Tensor:
+    def critic_loss(self, real: TermInputs, generated: Counterfactuals) -> Tensor:
         """See :meth:`CovariateTerm.critic_loss`; generated cells are not used."""
         return self._error(real).mean()
 
