@@ -11,6 +11,7 @@ from ._de import (
 from ._discrimination import centroid_accuracy, perturbation_discrimination
 from ._distributions import energy_distance, mmd
 from ._evaluate import evaluate
+from ._images import composition, effectiveness, image_mse, reversibility
 from ._individual import ite_corr, pehe, per_cell_mse
 from ._population import (
     cosine_logfc,
@@ -31,12 +32,15 @@ __all__ = [
     "METRICS",
     "additive",
     "centroid_accuracy",
+    "composition",
     "cosine_logfc",
     "de_jaccard",
     "differential_expression",
     "direction_match",
+    "effectiveness",
     "energy_distance",
     "evaluate",
+    "image_mse",
     "ite_corr",
     "l2_top_expressed",
     "log_normalise",
@@ -53,6 +57,7 @@ __all__ = [
     "r2_delta",
     "r2_means",
     "r2_variances",
+    "reversibility",
     "summarize",
     "systema_reference",
     "top_k_overlap",
