@@ -125,6 +125,20 @@ class ModelBase(BaseModelClass):
     def _restore_state(self, attributes: dict[str, Any]) -> None:
         """Take what :meth:`_state_to_save` gave out of the attributes of a file."""
 
+    @classmethod
+    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
+        """Not available: scvi-tools' on-disk registry has no place for a treatment.
+
+        Raises
+        ------
+        NotImplementedError
+            Always.
+        """
+        raise NotImplementedError(
+            f"{cls.__name__} cannot be set up on annbatch collections: their registry has no "
+            "treatment field. Use setup_anndata; backed AnnData are read from disk."
+        )
+
     # -- names ----------------------------------------------------------------------------------
 
     def _state(self, key: str) -> dict[str, Any]:

@@ -257,20 +257,6 @@ class VCI(QueryMixin, PredictionMixin):
         cls.register_manager(manager)
 
     @classmethod
-    def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
-        """Not available: scvi-tools' on-disk registry has no place for a treatment.
-
-        Raises
-        ------
-        NotImplementedError
-            Always.
-        """
-        raise NotImplementedError(
-            "VCI cannot be set up on annbatch collections: their registry has no treatment field. "
-            "Use setup_anndata; backed AnnData are read from disk."
-        )
-
-    @classmethod
     def registry_of(cls, adata: AnnData) -> dict[str, Any]:
         """Registry that an AnnData, or the one that it is a copy of, was set up with.
 
