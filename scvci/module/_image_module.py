@@ -17,7 +17,7 @@ from ._covariate_terms import Counterfactuals, TermInputs, get_covariate_term
 from ._image_likelihoods import IMAGE_LIKELIHOODS
 from ._image_networks import ImageCritic, ImageDecoder, ImageEncoder
 from ._kinds import get_kind
-from ._objective import ObjectiveModule
+from ._objective import ObjectiveModule, level_codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,12 +105,7 @@ class ImageModule(ObjectiveModule):
 
     def covariate_codes(self, tensors: dict[str, Tensor]) -> Tensor:
         """One-hot covariates, ``(n_cells, n_covariate)``; a new level (code −1) is all zeros."""
-        codes = tensors[keys.COVARIATES_KEY].long()
-        blocks = [
-            one_hot(codes[:, i] + 1, n + 1)[:, 1:].float()
-            for i, n in enumerate(self.sizes.n_levels)
-        ]
-        return torch.cat(blocks, dim=-1)
+        return torch.cat(level_codes(tensors[keys.COVARIATES_KEY], self.sizes.n_levels), dim=-1)
 
     def _get_inference_input(self, tensors: dict[str, Tensor], **kwargs: object) -> dict:
         return {

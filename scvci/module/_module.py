@@ -18,7 +18,7 @@ from ._covariate_terms import Counterfactuals, TermInputs, dense_critic, get_cov
 from ._doses import build_dose_response
 from ._kinds import get_kind
 from ._likelihoods import add_shift
-from ._objective import ObjectiveModule
+from ._objective import ObjectiveModule, level_codes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,11 +99,7 @@ class VCIModule(ObjectiveModule):
         A level that training did not see (code −1) is all zeros. Technical batches come last,
         with ``counterfactual`` those drawn for the targets, where there are any.
         """
-        codes = tensors[keys.COVARIATES_KEY].long()
-        blocks = [
-            one_hot(codes[:, i] + 1, n + 1)[:, 1:].float()
-            for i, n in enumerate(self.sizes.n_levels)
-        ]
+        blocks = level_codes(tensors[keys.COVARIATES_KEY], self.sizes.n_levels)
         if self.sizes.n_continuous:
             values = tensors[keys.CONTINUOUS_KEY]
             blocks.append((values - self.continuous_mean) / self.continuous_scale)

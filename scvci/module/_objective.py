@@ -11,6 +11,7 @@ from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput
 from torch import Tensor
 from torch.distributions import Normal
+from torch.nn.functional import one_hot
 
 from scvci.data import _constants as keys
 
@@ -130,3 +131,17 @@ class ObjectiveModule(BaseModuleClass, ABC):
             generated, _ = self.counterfactual(tensors, qz)
             real = self.observed(tensors)
         return self.covariate_term.critic_loss(real, generated)
+
+
+def level_codes(codes: Tensor, n_levels: list[int]) -> list[Tensor]:
+    """One-hot codes of each categorical covariate; a level that is not known is all zeros.
+
+    Parameters
+    ----------
+    codes
+        Index of the level, −1 where it is not known, shape ``(n_cells, n_covariates)``.
+    n_levels
+        Levels of each covariate.
+    """
+    known = codes.long() + 1
+    return [one_hot(known[:, i], n + 1)[:, 1:].float() for i, n in enumerate(n_levels)]
