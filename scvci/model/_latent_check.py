@@ -57,8 +57,9 @@ def individual_information(
     scale = (mean + 1e-3).sqrt() if module.likelihood.is_count else torch.ones_like(mean)
     error = (((observed - reconstruction) / scale) ** 2).sum()
     total = (((observed - mean) / scale) ** 2).sum()
-    _, counterfactual = module.counterfactual(tensors, qz)
-    divergence = latent_divergence(qz, counterfactual).mean()
+    constructed = module.counterfactual(tensors, qz)
+    again = module.encode(constructed.features, constructed.treatment, constructed.covariates)
+    divergence = latent_divergence(qz, again).mean()
     return float(1 - error / total.clamp(min=1e-12)), float(divergence)
 
 

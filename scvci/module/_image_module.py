@@ -125,9 +125,9 @@ class ImageModule(ObjectiveModule):
 
     # -- the model ------------------------------------------------------------------------------
 
-    def encode(self, pixels: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
-        """q(z | y, x, t) of flat images, batch shape ``(n_cells, n_latent)``."""
-        return self.encoder(pixels.unflatten(1, self.sizes.shape), treatment, covariates)
+    def encode(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
+        """See :meth:`ObjectiveModule.encode`; features are flat images."""
+        return self.encoder(features.unflatten(1, self.sizes.shape), treatment, covariates)
 
     @auto_move_data
     def inference(
@@ -169,9 +169,7 @@ class ImageModule(ObjectiveModule):
         heads = heads.flatten(2).unflatten(0, (n_draws, -1))
         return {MODULE_KEYS.PX_KEY: self.likelihood.distribution(heads, heads.new_ones(1))}
 
-    def counterfactual(
-        self, tensors: dict[str, Tensor], qz: Normal
-    ) -> tuple[Counterfactuals, Normal]:
+    def counterfactual(self, tensors: dict[str, Tensor], qz: Normal) -> Counterfactuals:
         """See :meth:`ObjectiveModule.counterfactual`.
 
         y′ is the mean of the output distribution. In a batch without drawn targets every cell
@@ -183,7 +181,7 @@ class ImageModule(ObjectiveModule):
         image = pixels[MODULE_KEYS.PX_KEY].mean[0]
         supported = tensors.get(keys.SUPPORTED_KEY, torch.zeros_like(values[:, :1]))
         empty = image.new_zeros(0)
-        cells = Counterfactuals(
+        return Counterfactuals(
             features=image,
             treatment=treatment,
             covariates=covariates,
@@ -193,7 +191,6 @@ class ImageModule(ObjectiveModule):
             reference_mean=empty,
             reference_var=empty,
         )
-        return cells, self.encode(image, treatment, covariates)
 
     def observed(self, tensors: dict[str, Tensor]) -> TermInputs:
         """See :meth:`ObjectiveModule.observed`."""

@@ -143,6 +143,10 @@ class VCIModule(ObjectiveModule):
 
     # -- the model ------------------------------------------------------------------------------
 
+    def encode(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
+        """See :meth:`ObjectiveModule.encode`."""
+        return self.encoder(features, treatment, covariates)
+
     @auto_move_data
     def inference(
         self,
@@ -160,7 +164,7 @@ class VCIModule(ObjectiveModule):
         ``(n_samples, n_cells, n_latent)``.
         """
         scaled = self.at_reference_size(expression, size)
-        qz = self.encoder(self.features(scaled), self.codes(treatment), covariates)
+        qz = self.encode(self.features(scaled), self.codes(treatment), covariates)
         z = qz.rsample((self.config.objective.n_samples if n_samples is None else n_samples,))
         return {MODULE_KEYS.Z_KEY: z, MODULE_KEYS.QZ_KEY: qz}
 
@@ -211,9 +215,7 @@ class VCIModule(ObjectiveModule):
             heads = add_shift(heads, shift)
         return {MODULE_KEYS.PX_KEY: self.likelihood.distribution(heads, size)}
 
-    def counterfactual(
-        self, tensors: dict[str, Tensor], qz: Normal
-    ) -> tuple[Counterfactuals, Normal]:
+    def counterfactual(self, tensors: dict[str, Tensor], qz: Normal) -> Counterfactuals:
         """See :meth:`ObjectiveModule.counterfactual`.
 
         y′ is the mean of the output distribution. In a batch without drawn targets every cell gets
@@ -230,15 +232,13 @@ class VCIModule(ObjectiveModule):
         size = self.reference_size.expand(len(target), 1)
         outputs = self.generative(qz.rsample(), size, target, covariates)
         expression = outputs[MODULE_KEYS.PX_KEY].mean
-        features = self.features(expression)
-        codes = self.codes(target)
         stratum = tensors.get(keys.STRATUM_KEY, torch.zeros_like(target)[:, None])
         stratum = stratum.long().squeeze(-1)
         supported = tensors.get(keys.SUPPORTED_KEY)
         empty = expression.new_zeros(0)
-        cells = Counterfactuals(
-            features=features,
-            treatment=codes,
+        return Counterfactuals(
+            features=self.features(expression),
+            treatment=self.codes(target),
             covariates=covariates,
             expression=expression,
             pair=stratum * len(self.treatment_codes) + target,
@@ -251,7 +251,6 @@ class VCIModule(ObjectiveModule):
             reference_var=tensors.get(keys.REFERENCE_VAR_KEY, empty),
             reference=tensors.get(keys.REFERENCE_KEY),
         )
-        return cells, self.encoder(features, codes, covariates)
 
     def observed(self, tensors: dict[str, Tensor]) -> TermInputs:
         """See :meth:`ObjectiveModule.observed`."""

@@ -43,10 +43,20 @@ class ObjectiveModule(BaseModuleClass, ABC):
     covariate_term: CovariateTerm
 
     @abstractmethod
-    def counterfactual(
-        self, tensors: dict[str, Tensor], qz: Normal
-    ) -> tuple[Counterfactuals, Normal]:
-        """Construct y′ under the batch's targets t′ and re-encode it.
+    def encode(self, features: Tensor, treatment: Tensor, covariates: Tensor) -> Normal:
+        """Encode q(z | y, x, t), batch shape ``(n_cells, n_latent)``.
+
+        Parameters
+        ----------
+        features
+            Outcomes as the networks see them, shape ``(n_cells, n_features)``.
+        treatment, covariates
+            Codes, shapes ``(n_cells, n_treatment)`` and ``(n_cells, n_covariate)``.
+        """
+
+    @abstractmethod
+    def counterfactual(self, tensors: dict[str, Tensor], qz: Normal) -> Counterfactuals:
+        """Construct y′ under the batch's targets t′.
 
         Parameters
         ----------
@@ -54,10 +64,6 @@ class ObjectiveModule(BaseModuleClass, ABC):
             The batch.
         qz
             Its q(z | y, x, t), of which one further draw is decoded with t′.
-
-        Returns
-        -------
-        The counterfactual cells and q(z | y′, x, t′).
         """
 
     @abstractmethod
@@ -97,8 +103,10 @@ class ObjectiveModule(BaseModuleClass, ABC):
         )
         cells = None
         if objective.covariate or objective.prior == "counterfactual":
-            cells, prior = self.counterfactual(tensors, qz)
-        if objective.prior == "standard":
+            cells = self.counterfactual(tensors, qz)
+        if cells is not None and objective.prior == "counterfactual":
+            prior = self.encode(cells.features, cells.treatment, cells.covariates)
+        else:
             location = torch.zeros_like(qz.loc)
             prior = Normal(location, torch.ones_like(location), validate_args=False)
         divergence = latent_divergence(qz, prior, objective.kl)
@@ -128,7 +136,7 @@ class ObjectiveModule(BaseModuleClass, ABC):
         with torch.no_grad():
             inputs = self._get_inference_input(tensors)
             qz = self.inference(**inputs, n_samples=0)[MODULE_KEYS.QZ_KEY]
-            generated, _ = self.counterfactual(tensors, qz)
+            generated = self.counterfactual(tensors, qz)
             real = self.observed(tensors)
         return self.covariate_term.critic_loss(real, generated)
 
