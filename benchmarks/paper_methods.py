@@ -41,26 +41,32 @@ _SIZE_KEY = "size_of_cell"
 
 
 class Timer(Callback):
-    """When fitting started and ended, and each epoch's end."""
+    """CPU seconds, which other work on the machine does not change, of the steps of training."""
 
     def __init__(self) -> None:
-        self.created, self.epochs = time.perf_counter(), []
+        self.created, self.epochs = time.process_time(), []
+        self.steps = 0
 
     def on_train_start(self, *args: object) -> None:
         """Note the time."""
-        self.started = time.perf_counter()
+        self.started = time.process_time()
 
     def on_train_epoch_end(self, *args: object) -> None:
         """Note the time."""
-        self.epochs.append(time.perf_counter())
+        self.epochs.append(time.process_time())
+
+    def on_train_batch_end(self, *args: object) -> None:
+        """Count the step."""
+        self.steps += 1
 
     def seconds(self) -> dict[str, float]:
-        """Seconds before training, per epoch (with its validation), and since the last."""
+        """Before training, per step and epoch (with its validation), and since the last."""
         last = self.epochs[-1]
         return {
             "before": self.started - self.created,
+            "step": (last - self.started) / self.steps,
             "epoch": (last - self.started) / len(self.epochs),
-            "after": time.perf_counter() - last,
+            "after": time.process_time() - last,
         }
 
 
@@ -78,10 +84,17 @@ class Model:
         What is predicted.
     seed, epochs
         Seed, and most epochs (``None``: the preset's).
+    **trainer
+        Passed to ``train``.
     """
 
     def __init__(
-        self, name: str, experiment: Experiment, seed: int = 0, epochs: int | None = None
+        self,
+        name: str,
+        experiment: Experiment,
+        seed: int = 0,
+        epochs: int | None = None,
+        **trainer: object,
     ) -> None:
         settings = MODELS[name]
         self.name = name
@@ -105,7 +118,7 @@ class Model:
                 size_factor_key=_SIZE_KEY if self.counts and self._by_size else None,
             )
             self.model = VCI(cells, seed=seed, **settings)
-            self.model.train(epochs, enable_progress_bar=False, callbacks=[timer])
+            self.model.train(epochs, enable_progress_bar=False, callbacks=[timer], **trainer)
         self.has_doses = doses.nunique() > 1
         self.seconds = timer.seconds()
         self.n_epochs = len(timer.epochs)

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import numpy as np
@@ -64,7 +64,7 @@ class Method(Protocol):
         """
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Experiment:
     """A prepared experiment.
 
@@ -165,49 +165,34 @@ def relabelled(cells: AnnData, covariates: dict[str, str]) -> AnnData:
 # -- the paper's rules --------------------------------------------------------------------------
 
 
+@cache
 def paper_genes(
-    experiment: Experiment, wanted: dict[str, list[str]]
-) -> dict[tuple[str, str], np.ndarray]:
-    """Genes by |t| of scanpy's t-test on all cells of the stratum, 50 for each pair.
-
-    Parameters
-    ----------
-    experiment
-        The experiment.
-    wanted
-        Treatments by stratum.
-    """
-    found = {}
-    for stratum, treatments in wanted.items():
-        if not treatments or not len(experiment.rows(None, stratum, experiment.control)):
-            continue
-        rows = experiment.rows(stratum=stratum)
-        rows = rows[
-            np.isin(
-                experiment.obs["treatment"].to_numpy()[rows], [experiment.control, *treatments]
-            )
-        ]
-        cells = sc.AnnData(
-            experiment.adata.X[rows],
-            obs=pd.DataFrame(
-                {"treatment": pd.Categorical(experiment.obs["treatment"].iloc[rows])},
-                index=rows.astype(str),
-            ),
+    experiment: Experiment, stratum: str, treatments: tuple[str, ...]
+) -> dict[str, np.ndarray]:
+    """Genes by |t| of scanpy's t-test on all cells of the stratum, 50 for each treatment."""
+    control = experiment.control
+    if not treatments or not len(experiment.rows(None, stratum, control)):
+        return {}
+    rows = experiment.rows(stratum=stratum)
+    labels = experiment.obs["treatment"].to_numpy()
+    rows = rows[np.isin(labels[rows], [control, *treatments])]
+    cells = sc.AnnData(
+        experiment.adata.X[rows],
+        obs=pd.DataFrame({"treatment": pd.Categorical(labels[rows])}, index=rows.astype(str)),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sc.tl.rank_genes_groups(
+            cells,
+            "treatment",
+            groups=list(treatments),
+            reference=control,
+            method="t-test",
+            rankby_abs=True,
+            n_genes=min(N_DE, cells.n_vars),
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            sc.tl.rank_genes_groups(
-                cells,
-                "treatment",
-                groups=treatments,
-                reference=experiment.control,
-                method="t-test",
-                rankby_abs=True,
-                n_genes=min(N_DE, cells.n_vars),
-            )
-        names = cells.uns["rank_genes_groups"]["names"]
-        found |= {(stratum, t): np.asarray(names[t], dtype=int) for t in treatments}
-    return found
+    names = cells.uns["rank_genes_groups"]["names"]
+    return {t: np.asarray(names[t], dtype=int) for t in treatments}
 
 
 def paper_scores(
@@ -243,10 +228,10 @@ def paper_scores(
         for split in splits
         for x in experiment.strata
     }
-    wanted: dict[str, list[str]] = {}
+    wanted: dict[str, set[str]] = {}
     for (_, x), of_stratum in groups.items():
-        wanted[x] = sorted({*wanted.get(x, []), *(t for (t, _), _ in of_stratum)})
-    genes = paper_genes(experiment, wanted)
+        wanted.setdefault(x, set()).update(t for (t, _), _ in of_stratum)
+    genes = {x: paper_genes(experiment, x, tuple(sorted(names))) for x, names in wanted.items()}
     found = []
     for (split, x), of_stratum in groups.items():
         base = _base(experiment, mode, split, x)
@@ -270,7 +255,7 @@ def paper_scores(
                 "method": method.name,
                 "r2": r2_means(true, guess),
             }
-            top = genes.get((x, arm[0]))
+            top = genes[x].get(arm[0])
             if top is not None:
                 row["r2_de"] = r2_means(true[top], guess[top])
             if mode == "native":

@@ -7,13 +7,14 @@ import resource
 import shlex
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import anndata
 import numpy as np
 import pandas as pd
 from accuracy import RESULTS, code_commit, versions, write
+from anndata import AnnData
 from paper_methods import MODELS, Model, baselines
 from paper_rules import Experiment, corrected_scores, paper_scores, summary
 from scipy import sparse
@@ -22,24 +23,117 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+@dataclass(frozen=True)
+class Study:
+    """One of the paper's experiments.
+
+    Attributes
+    ----------
+    name, control
+        Name, and that of the control.
+    covariates
+        Columns whose combinations are the strata, and their levels.
+    files
+        Names of the raw files, a pattern.
+    prepare, download
+        From raw cells to the prepared experiment; from a folder to paths of raw files.
+    smoke
+        Prepare a few simulated raw cells of the same form.
+    n_cells, n_genes, n_treatments, doses
+        Size of the prepared experiment.
+    held_out
+        Column and level in which twenty treatments are held out.
+    density
+        Rough share of counts that are not zero.
+    """
+
+    name: str
+    control: str
+    covariates: dict[str, list[str]]
+    files: str
+    prepare: Callable[..., AnnData]
+    download: Callable[[Path], list[Path] | Path]
+    smoke: Callable[[], AnnData]
+    n_cells: int
+    n_genes: int
+    n_treatments: int
+    doses: list[float]
+    held_out: tuple[str, str]
+    density: float
+
+    def experiment(self, adata: AnnData) -> Experiment:
+        """Wrap prepared cells."""
+        return Experiment(self.name, adata, self.control, list(self.covariates))
+
+    def full_size(self) -> Experiment:
+        """Simulate counts of the size of the prepared experiment."""
+        return self.experiment(simulate_prepared(self))
+
+
 def parser(description: str) -> argparse.ArgumentParser:
     """Arguments that the benchmarks have in common."""
-    arguments = argparse.ArgumentParser(description=description)
+    arguments = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     arguments.add_argument("--methods", nargs="+", choices=list(MODELS), default=list(MODELS))
     arguments.add_argument(
-        "--epochs", type=int, default=100, help="of models with the paper's preset (1,000 there)"
+        "--epochs", type=int, help="most epochs of models with the paper's preset"
     )
-    arguments.add_argument(
-        "--default-epochs", type=int, help="most epochs of other models; default: the package's"
-    )
+    arguments.add_argument("--default-epochs", type=int, help="most epochs of the other models")
     arguments.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, …")
-    arguments.add_argument("--splits", nargs="+", default=["test", "ood"])
+    arguments.add_argument(
+        "--splits", nargs="+", choices=["train", "test", "ood"], default=["test", "ood"]
+    )
     arguments.add_argument(
         "--base-cells", type=int, help="most cells that a mean is predicted for; default: all"
     )
-    arguments.add_argument("--more-than", type=int, default=9, help="cells, corrected rules")
-    arguments.add_argument("--out", default=None, help="name of the table in benchmarks/results")
+    arguments.add_argument(
+        "--more-than", type=int, default=9, help="evaluation cells of a group, corrected rules"
+    )
     return arguments
+
+
+def main(study: Study, description: str) -> None:
+    """Run one of the paper's experiments: a smoke run, on real files, or a rehearsal."""
+    arguments = parser(description)
+    what = arguments.add_mutually_exclusive_group(required=True)
+    what.add_argument("--smoke", action="store_true", help="simulated raw files, few cells")
+    what.add_argument("--data", nargs="+", type=Path, help="raw files, or their folder")
+    what.add_argument("--download", type=Path, help="folder to fetch the raw files to, and run")
+    what.add_argument("--rehearse", action="store_true", help="full size, simulated counts")
+    arguments.add_argument(
+        "--protocol", choices=["published", "corrected"], default="published", help="preparation"
+    )
+    arguments.add_argument(
+        "--steps", type=int, help="steps of an epoch in a rehearsal; default: a whole epoch"
+    )
+    options = arguments.parse_args()
+    if options.rehearse:
+        if len(options.methods) > 1:
+            arguments.error("--rehearse measures memory: choose one of --methods")
+        rehearse(study.full_size, options)
+        return
+    if options.smoke:
+        adata = study.smoke()
+        options.epochs = options.epochs or 2
+        options.default_epochs = options.default_epochs or 5
+        options.base_cells = options.base_cells or 50
+    else:
+        raw = study.download(options.download) if options.download else None
+        raw = raw or raw_files(options.data, study.files)
+        adata = study.prepare(raw, protocol=options.protocol)
+    table = run(study.experiment(adata), options)
+    show_and_write(table, f"{study.name}{'_smoke' if options.smoke else ''}")
+
+
+def raw_files(paths: list[Path], pattern: str) -> list[Path]:
+    """Find the raw files among files and folders."""
+    files = [f for p in paths for f in (sorted(p.glob(pattern)) if p.is_dir() else [p])]
+    if not files:
+        raise FileNotFoundError(
+            f"There is no {pattern} in {', '.join(map(str, paths))}; --download fetches them."
+        )
+    return files
 
 
 def epochs_of(name: str, options: argparse.Namespace) -> int | None:
@@ -49,8 +143,7 @@ def epochs_of(name: str, options: argparse.Namespace) -> int | None:
 
 def run(experiment: Experiment, options: argparse.Namespace) -> pd.DataFrame:
     """Train, score by all rules, and say what was done."""
-    say = describe(experiment)
-    print(say, flush=True)
+    print(describe(experiment), flush=True)
     parts = []
     for seed in range(options.seeds):
         methods: list = [] if seed else baselines(experiment)
@@ -77,7 +170,9 @@ def run(experiment: Experiment, options: argparse.Namespace) -> pd.DataFrame:
         parts.append(corrected.assign(seed=seed))
     table = pd.concat([part for part in parts if len(part)], ignore_index=True)
     table.insert(0, "experiment", experiment.name)
-    table["epochs"] = [f"{options.epochs}" if "paper" in m else "default" for m in table["method"]]
+    table["epochs"] = [
+        options.epochs if "paper" in name else options.default_epochs for name in table["method"]
+    ]
     return table
 
 
@@ -111,38 +206,20 @@ def show_and_write(table: pd.DataFrame, name: str) -> None:
 # -- rehearsal at full size ---------------------------------------------------------------------
 
 
-def simulate_prepared(
-    n_cells: int,
-    n_genes: int,
-    treatments: list[str],
-    doses: list[float],
-    covariates: dict[str, list[str]],
-    held_out: tuple[str, str, int],
-    control: str,
-    density: float,
-    seed: int = 0,
-) -> anndata.AnnData:
+def simulate_prepared(study: Study, seed: int = 0) -> AnnData:
     """Simulate counts of the size and density of a prepared experiment.
 
     Parameters
     ----------
-    n_cells, n_genes
-        Size.
-    treatments, doses
-        Treatments, each at all doses.
-    covariates
-        Columns and their levels.
-    held_out
-        Column, level and number of treatments of the held-out pairs.
-    control
-        Name of the control.
-    density
-        Rough share of entries that are not zero.
+    study
+        Sizes, names and density.
     seed
         Seed.
     """
+    n_cells, n_genes = study.n_cells, study.n_genes
+    treatments = [f"treatment_{i + 1}" for i in range(study.n_treatments)]
     rng = np.random.default_rng(seed)
-    arms = [(control, 0.0), *((t, d) for t in treatments for d in doses)]
+    arms = [(study.control, 0.0), *((t, d) for t in treatments for d in study.doses)]
     # The control is a few percent of the cells.
     weight = np.array([max(1.0, 0.03 * len(arms)), *np.ones(len(arms) - 1)])
     arm = rng.choice(len(arms), n_cells, p=weight / weight.sum())
@@ -150,15 +227,15 @@ def simulate_prepared(
         {
             "treatment": pd.Categorical([arms[a][0] for a in arm]),
             "dose": [arms[a][1] for a in arm],
-            **{name: rng.choice(levels, n_cells) for name, levels in covariates.items()},
+            **{name: rng.choice(levels, n_cells) for name, levels in study.covariates.items()},
         },
         index=[f"cell_{i}" for i in range(n_cells)],
     )
-    column, level, n_held = held_out
-    ood = (obs[column] == level) & obs["treatment"].isin(treatments[:n_held])
+    column, level = study.held_out
+    ood = (obs[column] == level) & obs["treatment"].isin(treatments[:20])
     obs["split"] = np.where(ood, "ood", np.where(rng.random(n_cells) < 0.8, "train", "test"))
     rate = rng.lognormal(0, 1.5, n_genes)
-    rate *= -np.log1p(-density) / np.median(rate)
+    rate *= -np.log1p(-study.density) / np.median(rate)
     effects = rng.normal(0, 0.3, (len(arms), n_genes)) * (rng.random((len(arms), n_genes)) < 0.05)
     effects[0] = 0
     blocks = []
@@ -169,7 +246,7 @@ def simulate_prepared(
     total = np.asarray(counts.sum(axis=1)).ravel()
     scale = np.median(total) / np.maximum(total, 1)
     normal = sparse.csr_matrix(sparse.diags(scale.astype(np.float32)) @ counts)
-    adata = anndata.AnnData(normal.log1p(), obs=obs, layers={"counts": counts})
+    adata = AnnData(normal.log1p(), obs=obs, layers={"counts": counts})
     adata.var_names = [f"gene_{i}" for i in range(n_genes)]
     return adata
 
@@ -180,30 +257,35 @@ def peak_gb() -> float:
 
 
 def rehearse(make: Callable[[], Experiment], options: argparse.Namespace) -> None:
-    """One training at full size: seconds and memory of each step. One method a process."""
+    """One training at full size: CPU seconds and memory of each step. One method a process."""
     for line in _rehearsed(make, options):
         print(f"{line}; peak {peak_gb():.2f} GB", flush=True)
 
 
 def _rehearsed(make: Callable[[], Experiment], options: argparse.Namespace) -> Iterator[str]:
-    start = time.perf_counter()
+    start = time.process_time()
     experiment = make()
-    yield f"{describe(experiment)}: simulated in {time.perf_counter() - start:.0f} s"
+    yield f"{describe(experiment)}: simulated in {time.process_time() - start:.0f} CPU s"
     (name,) = options.methods
-    model = Model(name, experiment, 0, epochs_of(name, options) or 1)
-    seconds = model.seconds
+    trainer = {} if options.steps is None else {"limit_train_batches": options.steps}
+    model = Model(name, experiment, 0, epochs_of(name, options) or 1, **trainer)
+    seconds, batch_size = model.seconds, model.model.module.backbone.training.batch_size or 128
+    n_steps = len(model.model.parts_["train"]) / batch_size
     yield (
-        f"{name}: {seconds['before']:.0f} s before training, {seconds['epoch']:.0f} s an epoch "
-        f"(of {model.n_epochs}), {seconds['after']:.0f} s after it"
+        f"{name}: {seconds['before']:.0f} CPU s before training; {1000 * seconds['step']:.0f} ms "
+        f"a step with its validation, {n_steps * seconds['step']:.0f} s an epoch; "
+        f"{seconds['after']:.0f} s after it"
     )
-    start = time.perf_counter()
-    table = paper_scores(experiment, model, "native", options.splits, options.base_cells)
-    yield f"paper, native: {len(table)} groups in {time.perf_counter() - start:.0f} s"
-    start = time.perf_counter()
-    table = paper_scores(experiment, model, "classic", options.splits, options.base_cells)
-    yield f"paper, classic: {len(table)} groups in {time.perf_counter() - start:.0f} s"
-    start = time.perf_counter()
-    table = corrected_scores(
-        experiment, [model], options.splits, options.base_cells, options.more_than
+
+    def timed(label: str, score: Callable[[], pd.DataFrame]) -> str:
+        start = time.process_time()
+        rows = score()
+        n = len(rows[["stratum", "treatment", "dose", "split"]].drop_duplicates())
+        return f"{label}: {n} groups in {time.process_time() - start:.0f} CPU s"
+
+    few = (options.splits, options.base_cells)
+    yield timed("paper, native", lambda: paper_scores(experiment, model, "native", *few))
+    yield timed("paper, classic", lambda: paper_scores(experiment, model, "classic", *few))
+    yield timed(
+        "corrected", lambda: corrected_scores(experiment, [model], *few, options.more_than)
     )
-    yield f"corrected: {len(table) // 2} groups in {time.perf_counter() - start:.0f} s"

@@ -209,7 +209,7 @@ def test_fewer_base_cells_are_the_same_in_every_call():
 
 def test_genes_of_the_paper_are_ranked_on_all_cells():
     experiment = make(TWO_STRATA)
-    (genes,) = paper_genes(experiment, {"y": ["C"]}).values()
+    (genes,) = paper_genes(experiment, "y", ("C",)).values()
     groups = [cells_of(experiment, cell_type="y", treatment=t) for t in ("C", "control")]
     t = np.abs(stats.ttest_ind(*groups, equal_var=False).statistic)
     assert len(genes) == 50
@@ -219,7 +219,7 @@ def test_genes_of_the_paper_are_ranked_on_all_cells():
 def test_corrected_genes_do_not_see_the_cells_that_are_scored():
     experiment = make(TWO_STRATA)
     before = corrected_genes(experiment, "y", "C"), corrected_genes(experiment, "y", "A")
-    of_paper = paper_genes(experiment, {"y": ["C"]})["y", "C"]
+    of_paper = paper_genes(experiment, "y", ("C",))["C"]
     held_out = (experiment.adata.obs["split"] != "train").to_numpy()
     values = experiment.adata.X.toarray()
     values[held_out, 30:] += (
@@ -233,7 +233,7 @@ def test_corrected_genes_do_not_see_the_cells_that_are_scored():
     )
     np.testing.assert_array_equal(corrected_genes(changed, "y", "C"), before[0])
     np.testing.assert_array_equal(corrected_genes(changed, "y", "A"), before[1])
-    assert set(paper_genes(changed, {"y": ["C"]})["y", "C"]) != set(of_paper)
+    assert set(paper_genes(changed, "y", ("C",))["C"]) != set(of_paper)
     # Training cells of the pair where there are any, else those of the other stratum.
     for x, t, genes in [("x", "C", before[0]), ("y", "A", before[1])]:
         groups = [
