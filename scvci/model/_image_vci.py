@@ -21,7 +21,7 @@ from scvci.module import ImageModule, ImageSizes, TrainingDefaults
 from scvci.module._config import ImageConfig
 from scvci.module._presets import build_config
 
-from ._model import ModelBase, Seeded
+from ._model import ModelBase, Seeded, raise_if_changed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -239,6 +239,18 @@ class ImageVCI(ModelBase):
             n_steps=6_000,
             plan={"lr": 3e-3, "weight_decay": 1e-5, "clip": 50.0},
         )
+
+    def _check_labels(self, cells: ImageCells) -> None:
+        """Compare labels with what ``setup_anndata`` saw: levels and strata are built on it."""
+        labels = {}
+        for key, now in (
+            (keys.TREATMENT_KEY, cells.values),
+            (keys.COVARIATES_KEY, cells.covariates),
+        ):
+            then = np.asarray(self.adata_manager.get_from_registry(key))
+            for i, name in enumerate(self._state(key)["keys"]):
+                labels[name] = (now[:, i], then[:, i])
+        raise_if_changed(labels, cells.names)
 
     def _start_training(self, cells: ImageCells) -> AttributeSampler:
         if self.n_trainings_ == 0:

@@ -534,3 +534,28 @@ def _external_parts(adata: AnnData, external: Sequence[Any]) -> _Rows:
         )
     parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
     return parts[0], parts[1], parts[2]
+
+
+def raise_if_changed(labels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: pd.Index) -> None:
+    """Raise if labels are not what ``setup_anndata`` saw.
+
+    Parameters
+    ----------
+    labels
+        By column of ``obs``: values now and then, shape ``(n_cells,)``.
+    names
+        Names of the cells.
+
+    Raises
+    ------
+    ValueError
+        With the first cell whose label changed.
+    """
+    for name, (now, then) in labels.items():
+        changed = now != then
+        if changed.any():
+            raise ValueError(
+                f"obs[{name!r}] has changed in {int(changed.sum())} cells since setup_anndata "
+                f"(first: {names[int(np.argmax(changed))]!r}). Call setup_anndata again "
+                "and build a new model, or put the labels back."
+            )

@@ -17,6 +17,7 @@ from ._arms import mean_effects, variance_beyond
 from ._base import VCIBase
 from ._calibration_fit import fit_calibration, measured_means
 from ._latent_check import warn_if_uninformative
+from ._model import raise_if_changed
 
 if TYPE_CHECKING:
     from scvci.data import Cells
@@ -44,14 +45,7 @@ class TrainingMixin(VCIBase):
         if cells.batch is not None:
             of_batch = np.asarray(self.adata_manager.get_from_registry(keys.BATCH_KEY))
             stored[self.setup_args["batch_key"]] = (cells.batch, of_batch[:, 0])
-        for name, (now, then) in stored.items():
-            changed = now != then
-            if changed.any():
-                raise ValueError(
-                    f"obs[{name!r}] has changed in {int(changed.sum())} cells since setup_anndata "
-                    f"(first: {cells.names[int(np.argmax(changed))]!r}). Call setup_anndata again "
-                    "and build a new model, or put the labels back."
-                )
+        raise_if_changed(stored, cells.names)
 
     @property
     def training_defaults(self) -> TrainingDefaults:

@@ -265,3 +265,12 @@ def test_an_untrained_model_says_so():
     ImageVCI.setup_anndata(adata, treatment_keys=TREATMENTS)
     with pytest.raises(RuntimeError, match="not trained"):
         ImageVCI(adata, architecture=SMALL).predict_counterfactual({"size": "small"})
+
+
+def test_labels_that_changed_after_setup_are_refused():
+    adata = blobs(20)
+    ImageVCI.setup_anndata(adata, treatment_keys=TREATMENTS)
+    model = ImageVCI(adata, architecture=SMALL)
+    adata.obs.loc["cell3", "brightness"] = 0.5
+    with pytest.raises(ValueError, match=r"'brightness'\] has changed in 1 cells .*'cell3'"):
+        model.train(1)
