@@ -1,5 +1,6 @@
 """Data sets with known counterfactuals, and preparation of public ones."""
 
+from ._imaging import simulate_imaging_screen
 from ._marson import download_marson, prepare_marson
 from ._morpho_mnist import morpho_mnist
 from ._plant import plant_effects
@@ -22,6 +23,7 @@ __all__ = [
     "prepare_marson",
     "prepare_sciplex",
     "set_attributes",
+    "simulate_imaging_screen",
     "simulate_marson_raw",
     "simulate_perturbation",
     "simulate_sciplex_raw",
