@@ -90,6 +90,66 @@ class AttributeField(CodesField):
         return table
 
 
+def measured_ranges(
+    stratum: np.ndarray, values: np.ndarray, is_number: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Range of each number among cells of a stratum with the same levels of the categories.
+
+    Parameters
+    ----------
+    stratum
+        Stratum of each cell, shape ``(n_cells,)``.
+    values
+        Its attributes, shape ``(n_cells, n_attributes)``.
+    is_number
+        Which attributes are numbers.
+
+    Returns
+    -------
+    ``levels``, one row for each combination, its stratum first; ``low`` and ``high`` with a column
+    for each number.
+    """
+    levels, row = np.unique(_combinations(stratum, values, is_number), axis=0, return_inverse=True)
+    numbers = values[:, is_number]
+    low = np.full((len(levels), numbers.shape[1]), np.inf)
+    high = -low
+    np.minimum.at(low, row, numbers)
+    np.maximum.at(high, row, numbers)
+    return {"levels": levels, "low": low, "high": high}
+
+
+def outside_ranges(
+    ranges: Mapping[str, np.ndarray],
+    stratum: np.ndarray,
+    values: np.ndarray,
+    is_number: np.ndarray,
+) -> np.ndarray:
+    """Which requests no measured cell was like.
+
+    Parameters
+    ----------
+    ranges
+        From :func:`measured_ranges`.
+    stratum, values, is_number
+        Of each request, as there.
+
+    Returns
+    -------
+    True where the stratum has no cell with these levels, or those it has do not enclose the
+    numbers.
+    """
+    known = pd.MultiIndex.from_arrays(ranges["levels"].T)
+    wanted = pd.MultiIndex.from_arrays(_combinations(stratum, values, is_number).T)
+    row = known.get_indexer(wanted)
+    numbers = values[:, is_number]
+    beyond = (numbers < ranges["low"][row]) | (numbers > ranges["high"][row])
+    return (row < 0) | beyond.any(axis=1)
+
+
+def _combinations(stratum: np.ndarray, values: np.ndarray, is_number: np.ndarray) -> np.ndarray:
+    return np.column_stack([stratum, values[:, ~is_number].astype(np.int64)])
+
+
 def read_attributes(
     adata: AnnData,
     state: Mapping[str, Any],

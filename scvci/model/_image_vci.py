@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,13 @@ from scvi.module._constants import MODULE_KEYS
 
 from scvci._names import unknown_name_message
 from scvci.data import _constants as keys
-from scvci.data._attributes import AttributeField, attribute_value, read_attributes
+from scvci.data._attributes import (
+    AttributeField,
+    attribute_value,
+    measured_ranges,
+    outside_ranges,
+    read_attributes,
+)
 from scvci.data._fields import CovariateField
 from scvci.data._images import AttributeSampler, ImageCells, ImageField, find_shape
 from scvci.data._results import safe_name
@@ -253,8 +260,9 @@ class ImageVCI(ModelBase):
         raise_if_changed(labels, cells.names)
 
     def _start_training(self, cells: ImageCells) -> AttributeSampler:
+        values = cells.values[cells.rows]
+        self.ranges_ = measured_ranges(cells.stratum[cells.rows], values, self._is_number)
         if self.n_trainings_ == 0:
-            values = cells.values[cells.rows]
             self.module.set_statistics(values.mean(axis=0), values.std(axis=0) + 1e-8)
         return AttributeSampler(cells)
 
@@ -307,10 +315,15 @@ class ImageVCI(ModelBase):
             If an attribute, level or column is unknown, a value is no finite number, an attribute
             is set twice, or the entry holds something else.
 
+        Warns
+        -----
+        UserWarning
+            If no training cell of a cell's stratum has the levels asked for, or those that have
+            them do not enclose the numbers asked for: such images are extrapolated.
+
         Notes
         -----
-        Values outside those of the training cells are extrapolated, and so are combinations of
-        values that occur in no training cell. The individual counterfactual is identified only
+        The individual counterfactual is identified only
         under assumptions, see :meth:`scvci.model.VCI.predict_counterfactual`.
 
         References
@@ -330,6 +343,8 @@ class ImageVCI(ModelBase):
         target = read_attributes(cells.adata, state, cells.rows, columns)
         for name, value in set_to.items():
             target[:, self._attribute_index(name)] = value
+        if values or columns:
+            self._warn_of_extrapolation(cells.stratum[cells.rows], target[cells.rows])
         labels = {**{name: _text(value) for name, value in values.items()}, **columns}
         label = ", ".join(f"{name}={text}" for name, text in labels.items()) or "own values"
         key = key_added or safe_name(f"counterfactual_{label}")
@@ -390,11 +405,48 @@ class ImageVCI(ModelBase):
         z = self._posterior(tensors).loc[None]
         return self.module.generative(z, treatment, covariates)[MODULE_KEYS.PX_KEY].mean[0]
 
+    @property
+    def _is_number(self) -> np.ndarray:
+        return np.array([levels is None for levels in self._state(keys.TREATMENT_KEY)["levels"]])
+
+    def _warn_of_extrapolation(self, stratum: np.ndarray, target: np.ndarray) -> None:
+        outside = outside_ranges(self.ranges_, stratum, target, self._is_number)
+        if outside.any():
+            first = target[np.argmax(outside)]
+            state = self._state(keys.TREATMENT_KEY)
+            texts = [
+                f"{name}={_text(value) if levels is None else levels[int(value)]}"
+                for name, levels, value in zip(state["keys"], state["levels"], first, strict=True)
+            ]
+            warnings.warn(
+                f"{outside.sum()} of {len(outside)} cells are asked for {', '.join(texts)} or the "
+                "like, which lies outside what was measured in their stratum: these images are "
+                "extrapolated. Attributes that are not named keep the cell's own value.",
+                UserWarning,
+                stacklevel=3,
+            )
+
     def _attribute_index(self, name: str) -> int:
         """Position of an attribute."""
         if name not in self.treatments:
             raise ValueError(unknown_name_message("Treatment", name, self.treatments))
         return self.treatments.index(name)
+
+    def __repr__(self) -> str:
+        """Say what the model is, what it was given and whether it is trained."""
+        channels, height, width = self.image_shape
+        covariates = self._state(keys.COVARIATES_KEY)["keys"]
+        trained = f"yes, seed {self.seed_}" if self.is_trained_ else "no; call train()"
+        return "\n".join(
+            [
+                f"ImageVCI model of images with {channels} channels, {height} × {width} pixels",
+                f"  treatments: {', '.join(self.treatments)}",
+                f"  covariates: {', '.join(covariates) or 'none'}",
+                f"  likelihood: {self.config.likelihood}",
+                f"  objective:  {self.config.objective.in_words}",
+                f"  trained:    {trained}",
+            ]
+        )
 
     # -- files ------------------------------------------------------------------------------------
 

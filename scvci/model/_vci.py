@@ -299,7 +299,6 @@ class VCI(QueryMixin, PredictionMixin):
         """Say what the model is, what it was given and whether it is trained."""
         n_continuous = len(self.setup_args["continuous_covariate_keys"] or [])
         covariates = [*self._state(keys.COVARIATES_KEY)["keys"]]
-        objective = self.config.objective
         trained = f"yes, seed {self.seed_}" if self.is_trained_ else "no; call train()"
         return "\n".join(
             [
@@ -310,8 +309,7 @@ class VCI(QueryMixin, PredictionMixin):
                 + f"; {len(self.strata)} strata",
                 f"  likelihood: {self.config.likelihood}; {self.config.architecture.n_latent} "
                 "latent dimensions",
-                f"  objective:  {objective.individual:g} individual + {objective.covariate:g} "
-                f"covariate ({objective.covariate_term}) + {objective.divergence:g} divergence",
+                f"  objective:  {self.config.objective.in_words}",
                 f"  trained:    {trained}",
             ]
         )

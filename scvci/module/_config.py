@@ -97,6 +97,14 @@ class Objective:
     kl: Literal["exact", "paper"] = "exact"
     prior: Literal["counterfactual", "standard"] = "counterfactual"
 
+    @property
+    def in_words(self) -> str:
+        """The weighted sum, for people."""
+        return (
+            f"{self.individual:g} individual + {self.covariate:g} covariate "
+            f"({self.covariate_term}) + {self.divergence:g} divergence"
+        )
+
     def __post_init__(self) -> None:
         if self.prior not in ("counterfactual", "standard"):
             raise ValueError(

@@ -7,7 +7,13 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 
-from scvci.data._attributes import AttributeField, attribute_value, read_attributes
+from scvci.data._attributes import (
+    AttributeField,
+    attribute_value,
+    measured_ranges,
+    outside_ranges,
+    read_attributes,
+)
 
 
 def _adata(**columns):
@@ -74,3 +80,19 @@ def test_values_that_are_asked_for():
     ]:
         with pytest.raises(ValueError, match=text):
             attribute_value(state, name, value)
+
+
+def test_requests_are_compared_with_cells_of_the_same_stratum_and_levels():
+    is_number = np.array([False, True])
+    values = np.array([[0, 0.0], [1, 1.0], [1, 3.0], [0, 0.0]])
+    ranges = measured_ranges(np.array([0, 0, 0, 1]), values, is_number)
+    asked = np.array([[0, 0.0], [1, 2.0], [0, 2.0], [1, 4.0], [0, 0.0], [1, 2.0]])
+    found = outside_ranges(ranges, np.array([0, 0, 0, 0, 1, 1]), asked, is_number)
+    np.testing.assert_array_equal(found, [False, False, True, True, False, True])
+
+
+def test_categories_without_numbers_have_no_ranges_but_have_combinations():
+    is_number = np.array([False])
+    ranges = measured_ranges(np.array([0, 1]), np.array([[0.0], [1.0]]), is_number)
+    asked = outside_ranges(ranges, np.array([0, 1]), np.array([[0.0], [0.0]]), is_number)
+    np.testing.assert_array_equal(asked, [False, True])

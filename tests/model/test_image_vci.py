@@ -274,3 +274,19 @@ def test_labels_that_changed_after_setup_are_refused():
     adata.obs.loc["cell3", "brightness"] = 0.5
     with pytest.raises(ValueError, match=r"'brightness'\] has changed in 1 cells .*'cell3'"):
         model.train(1)
+
+
+def test_requests_outside_what_was_measured_are_warned_of(model):
+    adata = blobs(20, seed=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.predict_counterfactual({"brightness": 0.6}, adata, key_added="inside")
+    with pytest.warns(UserWarning, match=r"20 of 20 .* brightness=9, .* extrapolated"):
+        model.predict_counterfactual({"brightness": 9.0}, adata, key_added="outside")
+
+
+def test_a_model_says_what_it_is(model):
+    text = repr(model)
+    assert "treatments: brightness, size" in text
+    assert "trained:    yes, seed 0" in text
+    assert f"{SIDE} × {SIDE} pixels" in text
