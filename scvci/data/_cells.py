@@ -235,6 +235,19 @@ class Cells:
             return self.size_factor[rows]
         return np.asarray(block.sum(axis=1), dtype=float).ravel()
 
+    def totals(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Sum of the registered genes of each cell, its library size if they are counts.
+
+        Parameters
+        ----------
+        rows
+            Rows of the AnnData, by default all.
+        """
+        rows = np.arange(self.n_obs) if rows is None else np.asarray(rows)
+        parts = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
+        sums = [np.asarray(self.block(part).sum(axis=1), dtype=float).ravel() for part in parts]
+        return np.concatenate([*sums, np.zeros(0)])
+
     def check_expression(self, is_count: bool) -> None:
         """Check the expression of the cells in question.
 

@@ -376,3 +376,41 @@ def check_pairs(pairs: Pairs, treatments: Sequence[str], strata: Sequence[str]) 
             UserWarning,
             stacklevel=4,
         )
+
+
+def check_batches(
+    stratum: np.ndarray,
+    treatment: np.ndarray,
+    batch: np.ndarray,
+    treatments: Sequence[str],
+    strata: Sequence[str],
+) -> None:
+    """Warn of pairs that share no batch with their control: batch and effect are the same.
+
+    Parameters
+    ----------
+    stratum, treatment, batch
+        Codes of each cell, shape ``(n_cells,)``; the control's is 0.
+    treatments, strata
+        Their names.
+
+    Warns
+    -----
+    UserWarning
+        With the pairs.
+    """
+    cells = np.zeros((len(strata), len(treatments), int(batch.max(initial=0)) + 1), dtype=bool)
+    cells[stratum, treatment, batch] = True
+    shared = (cells & cells[:, [0]]).any(axis=2)
+    apart = np.argwhere(~shared & cells.any(axis=2) & cells[:, [0]].any(axis=2))
+    if len(apart):
+        listed = ", ".join(f"({treatments[t]}, {strata[x]})" for x, t in apart[:20])
+        more = f" and {len(apart) - 20} more" if len(apart) > 20 else ""
+        warnings.warn(
+            f"{len(apart)} (treatment, stratum) pairs share no batch with cells of "
+            f"{treatments[0]!r}: {listed}{more}. What the treatment did cannot be told from what "
+            "the batch did; their effects are skipped, and predictions hold on to the model's "
+            "assumption that batches act alike on all treatments.",
+            UserWarning,
+            stacklevel=4,
+        )

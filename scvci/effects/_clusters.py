@@ -1,11 +1,12 @@
 r"""Means of the arms of a contrast, and how they vary where cells come in clusters.
 
-Cells of a donor, well or guide are not independent; clusters are. A mean over an arm is a weighted
-mean of its clusters' means, and the influence of cluster c on it
-:math:`f a_c (\bar Y_c - \bar Y)`, with weights :math:`a_c` and :math:`f^2 = C / (C - 1)` for the
-C clusters of the arm. Influences on all arms are added up within clusters before they are
-squared: what a donor has in common in all arms cancels. Where every cluster has both arms of a
-difference this is the paired t-test of cluster means, and where none has, Welch's t-test of them.
+Cells of a donor, well or guide are not independent; clusters are. A mean over an arm is the mean
+of its clusters' means, and the influence of cluster c on it :math:`f (\bar Y_c - \bar Y) / C` with
+:math:`f^2 = C / (C - 1)` for the C clusters of the arm. Influences on all arms are added up within
+clusters before they are squared: what a donor has in common in all arms cancels. Where every
+cluster has both arms of a difference this is the paired t-test of cluster means, and where none
+has, Welch's t-test of them. It serves sums of several means, interactions and corrections by
+predictions; plain effects are those of :mod:`scvci.effects._pseudobulks`.
 Arms borrow no variance.
 """
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
     #: A mean, ``(n_genes,)``, and the influence of each cluster on it, ``(n_clusters, n_genes)``.
     MeanAndInfluence = tuple[np.ndarray, np.ndarray]
-
-#: With fewer clusters of an arm each counts as one observation, whatever its number of cells.
-FEW_CLUSTERS = 10
 
 
 @dataclass(frozen=True)
@@ -111,7 +109,7 @@ def weigh_clusters(
     clusters
         Cells of each cluster in each unit and arm.
     arms
-        The arms of a contrast. If one of them has few clusters, these count the same in all.
+        The arms of a contrast.
     units, unit_weights
         Units and their weights.
     with_everyone
@@ -124,11 +122,10 @@ def weigh_clusters(
     names, cluster = np.unique(clusters.cluster[used], return_inverse=True)
     inside = [clusters.arm[used] == arm for arm in arms]
     present = [np.unique(cluster[mask]) for mask in inside]
-    equal = min(len(p) for p in present) < FEW_CLUSTERS
 
     def arm_map(mask: np.ndarray | slice) -> ArmMap:
         some = used[mask], cluster[mask], unit[mask], size[mask]
-        return _arm_map(*some, unit_weights, equal, len(names))
+        return _arm_map(*some, unit_weights, len(names))
 
     label, df = _blocks(cluster, unit, present)
     return ClusterWeights(
@@ -145,7 +142,6 @@ def _arm_map(
     unit: np.ndarray,
     size: np.ndarray,
     unit_weights: np.ndarray,
-    equal: bool,
     n_clusters: int,
 ) -> ArmMap:
     n_units = len(unit_weights)
@@ -153,9 +149,8 @@ def _arm_map(
     pairs, member = np.unique(cluster * n_units + unit, return_inverse=True)
     cells = np.bincount(member, weights=size)
     of_unit, of_cluster, order = pairs % n_units, pairs // n_units, np.arange(len(pairs))
-    share = np.ones(len(pairs)) if equal else cells
-    share = share / np.bincount(of_unit, weights=share, minlength=n_units)[of_unit]
     count = np.bincount(of_unit, minlength=n_units)[of_unit]
+    share = 1 / count
     scale = unit_weights[of_unit] * np.sqrt(count / np.maximum(count - 1, 1)) * share
     inside, columns = size / cells[member], np.arange(len(sets))
     return ArmMap(

@@ -51,7 +51,10 @@ def least_calibration_cells(level: float) -> int:
 
 
 def conformal_threshold(
-    scores: np.ndarray, level: float, rng: np.random.Generator | None = None
+    scores: np.ndarray,
+    level: float,
+    rng: np.random.Generator | None = None,
+    clusters: np.ndarray | None = None,
 ) -> np.ndarray:
     r"""Bound that the score of a new cell stays below with probability ``level``.
 
@@ -65,6 +68,11 @@ def conformal_threshold(
     a generator, each column takes the rank below with the probability that makes the coverage,
     averaged over this choice too, exactly ``level``.
 
+    Where cells come in clusters (donors), it is these that are exchangeable. With K of them, each
+    cell of one with :math:`n_k` cells then weighs :math:`1 / ((K + 1) n_k)`, the rest is a new
+    cluster's, and the bound is the smallest score whose lower ones weigh ``level`` together (Lee,
+    Barber and Willett, 2023).
+
     Parameters
     ----------
     scores
@@ -73,11 +81,14 @@ def conformal_threshold(
     level
         Coverage, in (0, 1).
     rng
-        Chooses between both ranks; ``None`` takes the upper one.
+        Chooses between both ranks; ``None`` takes the upper one. Not with clusters.
+    clusters
+        Code of each cell's cluster, shape ``(n_cells,)``; ``None`` if cells are exchangeable.
 
     Returns
     -------
-    Shape ``(...)``; infinite if there are fewer than :func:`least_calibration_cells` scores.
+    Shape ``(...)``; infinite if there are fewer than :func:`least_calibration_cells` scores, or
+    clusters.
 
     Raises
     ------
@@ -87,12 +98,15 @@ def conformal_threshold(
     References
     ----------
     Lei, G'Sell, Rinaldo, Tibshirani and Wasserman, "Distribution-free predictive inference for
-    regression", JASA 2018.
+    regression", JASA 2018. Lee, Barber and Willett, "Distribution-free inference with hierarchical
+    data", 2023.
     """
     scores = np.asarray(scores, dtype=float)
     rank = conformal_rank(len(scores), level)
     if np.isnan(scores).any():
         raise ValueError("Some calibration scores are NaN; leave out cells without an outcome.")
+    if clusters is not None:
+        return _by_clusters(scores, level, np.asarray(clusters))
     if rank > len(scores):
         return np.full(scores.shape[1:], np.inf)
     ranks = np.full(scores.shape[1:], rank)
@@ -100,6 +114,23 @@ def conformal_threshold(
         excess = rank - (len(scores) + 1) * level
         ranks -= (rng.random(ranks.shape) < excess) & (rank > 1)
     return np.take_along_axis(np.sort(scores, axis=0), ranks[None] - 1, axis=0)[0]
+
+
+def _by_clusters(scores: np.ndarray, level: float, clusters: np.ndarray) -> np.ndarray:
+    """Least score that bounds cells of a share ``level`` of the weight, equal over clusters."""
+    if clusters.shape != scores.shape[:1]:
+        raise ValueError(
+            f"clusters has shape {clusters.shape}, but must have one code per score: "
+            f"{scores.shape[:1]}."
+        )
+    _, code, size = np.unique(clusters, return_inverse=True, return_counts=True)
+    weight = 1 / ((len(size) + 1) * size[code])
+    order = np.argsort(scores, axis=0)
+    reached = np.cumsum(weight[order], axis=0) >= level - _TOLERANCE
+    found = np.take_along_axis(scores, order, axis=0)
+    first = np.argmax(reached, axis=0)
+    bound = np.take_along_axis(found, first[None], axis=0)[0]
+    return np.where(reached.any(axis=0), bound, np.inf)
 
 
 def predictive_score(draws: np.ndarray, outcome: np.ndarray, is_count: bool = True) -> np.ndarray:

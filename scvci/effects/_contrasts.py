@@ -30,6 +30,8 @@ class Contrast:
         Arms of the design and what the mean of each counts, shape ``(n_arms,)``.
     units, unit_weights
         Units that are averaged over and their weights, which sum to one, shape ``(n_units,)``.
+    n_cells
+        Cells of each arm in the units, shape ``(n_arms,)``.
     clusters
         Weights of the clusters where these, not cells, are independent; otherwise ``None``.
     """
@@ -38,6 +40,7 @@ class Contrast:
     weights: np.ndarray
     units: np.ndarray
     unit_weights: np.ndarray
+    n_cells: np.ndarray
     clusters: ClusterWeights | None = None
 
     @classmethod
@@ -67,7 +70,8 @@ class Contrast:
         arms, clusters = np.array([arm, reference]), None
         if design.clusters is not None:
             clusters = weigh_clusters(design.clusters, arms, units, unit_weights, with_everyone)
-        return cls(arms, DIFFERENCE, units, unit_weights, clusters)
+        n_cells = design.counts[units[:, None], arms].sum(axis=0)
+        return cls(arms, DIFFERENCE, units, unit_weights, n_cells, clusters)
 
     @classmethod
     def interaction(
@@ -91,7 +95,7 @@ class Contrast:
         clusters = None
         if design.clusters is not None:
             clusters = weigh_clusters(design.clusters, arms, units, unit_weights)
-        return cls(arms, weights, units, unit_weights, clusters)
+        return cls(arms, weights, units, unit_weights, design.counts[unit, arms], clusters)
 
     def count_expressing(self, outcomes: OutcomeSums) -> np.ndarray:
         """Count the expressing cells of all arms, shape ``(n_genes,)``.

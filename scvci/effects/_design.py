@@ -40,7 +40,8 @@ class ClusterSets:
 class Design:
     """Cells by unit and arm.
 
-    A unit is a stratum within a reported group. Cells are compared within units only.
+    A unit is a stratum, or one of its batches, within a reported group. Cells are compared within
+    units only.
 
     Attributes
     ----------
@@ -77,6 +78,7 @@ def make_design(
     groups: np.ndarray | None,
     clusters: np.ndarray | None,
     arms: Sequence[int],
+    batch: np.ndarray | None = None,
 ) -> Design:
     """Sort cells into units and arms.
 
@@ -86,15 +88,20 @@ def make_design(
         Codes of each cell, shape ``(n_cells,)``.
     arms
         Codes of the treatments that are compared; all others form one more arm, the last.
+    batch
+        Code of each cell's batch, or ``None``.
     """
     treatment, stratum = (np.asarray(v, dtype=np.int64) for v in (treatment, stratum))
-    group = np.zeros_like(stratum) if groups is None else np.asarray(groups, dtype=np.int64)
+    group, batch = (
+        np.zeros_like(stratum) if v is None else np.asarray(v, dtype=np.int64)
+        for v in (groups, batch)
+    )
     n_arms = len(arms) + 1
     lookup = np.full(max([int(treatment.max(initial=0)), *arms]) + 1, n_arms - 1)
     lookup[list(arms)] = np.arange(len(arms))
     arm = lookup[treatment]
-    n_strata = int(stratum.max(initial=0)) + 1
-    units, unit = np.unique(group * n_strata + stratum, return_inverse=True)
+    n_strata, n_batches = (int(v.max(initial=0)) + 1 for v in (stratum, batch))
+    units, unit = np.unique((group * n_strata + stratum) * n_batches + batch, return_inverse=True)
     pair = unit * n_arms + arm
     counts = np.bincount(pair, minlength=len(units) * n_arms).reshape(len(units), n_arms)
     sets = n_clusters = None
@@ -105,8 +112,8 @@ def make_design(
     return Design(
         arm=arm,
         counts=counts,
-        group=units // n_strata,
-        stratum=units % n_strata,
+        group=units // (n_strata * n_batches),
+        stratum=units // n_batches % n_strata,
         cells=indicator(pair, counts.size),
         batches=_batches(pair, counts.ravel()),
         clusters=sets,

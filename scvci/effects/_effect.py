@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ._contrasts import Contrast
     from ._design import Design
     from ._intervals import Means
-    from ._moments import BothPredictions
+    from ._moments import BothPredictions, OutcomeSums
     from ._validation import Estimand, Scale
 
 _TINY = 1e-12
@@ -33,7 +33,10 @@ class Options:
 
 
 def measured_effect(
-    contrast: Contrast, means: Means, expressing: np.ndarray, options: Options
+    contrast: Contrast,
+    means: Means,
+    sums: OutcomeSums,
+    options: Options,
 ) -> Estimate:
     """Effect from the means of both arms, with the corrections by predictions that there are.
 
@@ -43,12 +46,14 @@ def measured_effect(
         The difference of both arms.
     means
         Means of the treated and reference cells, and perhaps a correction of each.
-    expressing
-        Expressing cells of both arms, shape ``(n_genes,)``.
+    sums
+        Sums of the chunk of genes.
     options
         Scale, level and rules.
     """
     both = means.value[:2]
+    if options.scale == "lfc":
+        both = np.where(both == 0, half_a_count(contrast, sums), both)
     weights, lost_df = derivative(contrast.weights, both, options.scale), np.zeros(both.shape[1])
     if len(means.value) > 2:
         share, lost_df = _prediction_weight(means, weights, options.prediction_weight)
@@ -61,11 +66,31 @@ def measured_effect(
         estimate=weighted_sum(contrast.weights, both, options.scale),
         compared=both[0],
         baseline=both[1],
-        expressing=expressing,
+        expressing=contrast.count_expressing(sums),
         level=options.level,
         min_expressing=options.min_expressing,
         lost_df=lost_df,
     )
+
+
+def half_a_count(contrast: Contrast, sums: OutcomeSums) -> np.ndarray:
+    """Half a count in an arm's cells, as a mean: what the ratio takes a silent arm to have.
+
+    Parameters
+    ----------
+    contrast
+        Arms and units.
+    sums
+        Sums of the chunk of genes.
+
+    Returns
+    -------
+    Shape ``(n_arms, n_genes)``; 0 in genes that are silent in all arms.
+    """
+    inside = contrast.units[:, None], contrast.arms
+    total, square = (v[inside].sum(axis=(0, 1)) for v in (sums.total, sums.square))
+    count = np.divide(square, total, out=np.zeros_like(total), where=total > 0)
+    return count / (2 * contrast.n_cells[:, None])
 
 
 def predicted_effect(

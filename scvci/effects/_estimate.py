@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ._comparisons import REFERENCE, Comparison, Rules, make_comparisons
+from ._comparisons import REFERENCE, Comparison, Rules, make_comparisons, with_depth
+from ._composition import are_shares, composition_factors, rescaled
 from ._design import Design, make_design
 from ._effect import Options, leakage_p_values, measured_effect, predicted_effect
 from ._intervals import Estimate
@@ -21,6 +22,7 @@ from ._moments import (
     sum_predictions,
     sum_products,
 )
+from ._pseudobulks import pseudobulk_effect
 from ._table import effects_table
 from ._validation import (
     check_codes,
@@ -51,8 +53,12 @@ def estimate_effects(
     group_names: Sequence[str] | None = None,
     estimand: Literal["ate", "att"] = "ate",
     estimator: Literal["observed", "robust", "plugin"] | None = None,
-    scale: Literal["log1p", "counts", "lfc"] = "log1p",
+    scale: Literal["lfc", "log1p", "counts"] = "lfc",
+    normalisation: Literal["ratios", "given"] | None = None,
     clusters: np.ndarray | None = None,
+    cluster_weights: Literal["equal", "cells"] = "equal",
+    batch: np.ndarray | None = None,
+    library_size: np.ndarray | None = None,
     predictions: Callable[[int, slice], np.ndarray] | None = None,
     prediction_weight: float | None = None,
     level: float = 0.95,
@@ -60,7 +66,7 @@ def estimate_effects(
     min_cells: int = 30,
     min_expressing: int = 10,
     min_propensity: float = 0.0,
-    moderated: bool = False,
+    moderated: bool | None = None,
     chunk_size: int | None = None,
 ) -> pd.DataFrame:
     r"""Estimate the effect of treatments on every gene, with intervals and p-values.
@@ -112,15 +118,30 @@ def estimate_effects(
     estimator
         See above.
     scale
-        ``"log1p"``: difference of the means of log1p of the outcomes; ``"counts"``: of the
-        outcomes; ``"lfc"``: log2 of the ratio of means of outcomes, without a pseudocount, which
-        would pull it towards zero by an amount that depends on the library size. Its errors come
-        from the delta method.
+        ``"lfc"``: log2 of the ratio of means of outcomes; between clusters, the mean over these
+        of log2 of their means. The only scale that cells of unequal depth can be compared on.
+        ``"counts"``: difference of the means of outcomes. ``"log1p"``: of log1p of the outcomes,
+        which fall with the depth of the cells.
+    normalisation
+        ``"ratios"``: outcomes are first divided by factors with which most genes do not change
+        between arms, so that a few large genes that do are not mistaken for a change of all
+        others. ``"given"``: outcomes are taken as they are. ``None`` takes ``"ratios"`` on
+        ``"lfc"`` if the outcomes of each cell add up to the same total, and else ``"given"``.
     clusters
         Code of each cell's donor, well or guide, shape ``(n_cells,)``, if cells of one are not
-        independent. Errors are then those of clusters: of the paired t-test of their means where
-        all have both arms, of Welch's where none has. If an arm has fewer than 10 clusters, all
-        count the same; otherwise each counts by its cells.
+        independent. Clusters are then what is compared, by a linear model of their means in each
+        arm: see ``cluster_weights``. Clusters that have both arms are paired; strata that are part
+        of one cluster each (a donor that is also a covariate) are pairs of one effect.
+    cluster_weights
+        ``"equal"``: each cluster of a stratum and arm counts once; the effect in the mean donor.
+        ``"cells"``: each counts by its cells; the effect in the mean cell. Not with
+        ``"robust"``, which takes the former.
+    batch
+        Code of each cell's batch, shape ``(n_cells,)``: cells are compared within the batches of a
+        stratum only, and these count by how precise their difference is. Batches without both arms
+        are left out.
+    library_size
+        Counts of each cell before normalisation, shape ``(n_cells,)``, for ``depth_ratio``.
     predictions
         Returns the prediction of every cell for a treatment's code and a slice of genes, shape
         ``(n_cells, n_slice)``, on the scale of the means: log1p of normalised counts for
@@ -143,9 +164,9 @@ def estimate_effects(
     min_propensity
         Lowest share of its cells in either arm for a stratum to be used.
     moderated
-        Whether the errors of a gene borrow from those of the others (:func:`moderate`), for
-        experiments with two or three clusters, which say little about each gene's own error.
-        Intervals then hold on average over genes, less so for genes of unusual variance.
+        Whether the errors of a gene borrow from those of genes that are expressed alike
+        (:func:`moderate`), since few clusters say little about each gene's own error. Intervals
+        then hold on average over genes. ``None``: with clusters.
     chunk_size
         Genes that are processed at a time; ``None`` for at most 2²⁴ numbers in any array.
 
@@ -154,11 +175,12 @@ def estimate_effects(
     One row per treatment, group and gene, in this order, with columns
 
     - ``treatment``, ``reference``, ``stratum`` (the group's name; ``"all"``), ``gene``;
-    - ``estimate``, ``std_error``, ``ci_low``, ``ci_high``, ``p_value``: of Student's t with the
-      degrees of freedom of Welch and Satterthwaite;
+    - ``estimate``, ``std_error``, ``df``, ``ci_low``, ``ci_high``, ``p_value``: of Student's t
+      with the degrees of freedom of Satterthwaite, and those that moderation adds;
     - ``q_value``: adjusted over the genes of a treatment and group (Benjamini and Hochberg);
     - ``n_treated``, ``n_reference``: cells; ``propensity``: share of cells that received the
-      treatment; all three in the strata that are used;
+      treatment; ``depth_ratio``: mean library size of treated over that of reference cells, NaN
+      if it is not given; all four in the strata and batches that are used;
     - ``mean_factual``: mean under the treatment; ``mean_counterfactual``: of the same cells under
       the reference. The estimate is their difference, or the log2 of their ratio;
     - ``estimator``: the one that was used, ``"skipped"`` if none could be;
@@ -171,7 +193,16 @@ def estimate_effects(
         If names are unknown, lengths differ, values are not finite or negative, a number is out
         of range, or predictions are needed but missing or of another shape.
     """
-    check_options(estimand, estimator, scale, predictions)
+    check_options(estimand, estimator, scale, cluster_weights, normalisation, predictions)
+    if estimator == "robust" and cluster_weights == "cells":
+        raise ValueError(
+            "estimator='robust' counts each cluster once; use cluster_weights='equal'."
+        )
+    if library_size is not None and np.shape(library_size) != (outcomes.shape[0],):
+        raise ValueError(
+            f"library_size has shape {np.shape(library_size)}, but must have one number per cell: "
+            f"({outcomes.shape[0]},)."
+        )
     check_numbers(
         level=level,
         leakage_level=leakage_level,
@@ -189,12 +220,22 @@ def estimate_effects(
         stratum=(stratum, len(strata)),
         groups=(groups, len(names)),
         clusters=(clusters, None),
+        batch=(batch, None),
     )
     target_codes, reference_code = find_names(targets, reference, treatments)
     codes = [reference_code, *target_codes]
-    design = make_design(treatment, stratum, groups, clusters, codes)
-    rules = Rules(estimand, estimator, predictions is not None, min_cells, min_propensity)
+    design = make_design(treatment, stratum, groups, clusters, codes, batch)
+    rules = Rules(
+        estimand, estimator, predictions is not None, min_cells, min_propensity, cluster_weights
+    )
     comparisons = make_comparisons(design, len(target_codes), len(names), strata, rules)
+    if library_size is not None:
+        comparisons = with_depth(comparisons, design, library_size, scale)
+    if normalisation is None and scale == "lfc" and are_shares(outcomes):
+        normalisation = "ratios"
+    if normalisation == "ratios":
+        check_values(outcomes, genes, signed=False)
+        outcomes = rescaled(outcomes, composition_factors(outcomes, design))
     options = Options(estimand, scale, prediction_weight, level, min_expressing)
     chunks = _Chunks(outcomes, design, comparisons, genes, codes, predictions, options)
     found = [chunks.estimate(c) for c in gene_chunks(design, len(genes), chunk_size)]
@@ -209,7 +250,7 @@ def estimate_effects(
         genes,
         leakage_level=leakage_level,
         level=level,
-        moderated=moderated,
+        moderated=clusters is not None if moderated is None else moderated,
     )
 
 
@@ -299,16 +340,24 @@ class _Chunks:
         n_genes = sums.total.shape[-1]
         contrast, options = comparison.contrast, self.options
         robust, leakage_p = None, np.full((2, n_genes), np.nan)
-        if contrast is not None:
-            expressing = contrast.count_expressing(sums)
+        if comparison.pseudobulks is not None:
+            observed = pseudobulk_effect(
+                comparison.pseudobulks,
+                sums,
+                self.design.counts,
+                comparison.units,
+                (comparison.arm, REFERENCE),
+                options,
+            )
+        elif contrast is not None:
             means = means_of(contrast, self.design, sums)
-            observed = measured_effect(contrast, means, expressing, options)
-            if comparison.estimator == "robust" and both is not None:
-                means = means_of(contrast, self.design, sums, both, options.estimand)
-                leakage_p = leakage_p_values(means)
-                robust = measured_effect(contrast, means, expressing, options)
+            observed = measured_effect(contrast, means, sums, options)
         elif comparison.estimator != "skipped" and both is not None:
             observed = predicted_effect(comparison, self.design, both, options)
         else:
             observed = Estimate.missing(n_genes)
+        if comparison.estimator == "robust" and contrast is not None and both is not None:
+            means = means_of(contrast, self.design, sums, both, options.estimand)
+            leakage_p = leakage_p_values(means)
+            robust = measured_effect(contrast, means, sums, options)
         return _Found(observed, robust, leakage_p)

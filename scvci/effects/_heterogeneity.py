@@ -58,6 +58,7 @@ _COLUMNS = (
     "std_error",
     "ci_low",
     "ci_high",
+    "least_estimate",
     "p_value",
     "q_value",
     "n_treated",
@@ -130,14 +131,15 @@ def heterogeneity_test(
     Two rows for all genes together, then one per gene. ``"all"`` pools the genes' coefficients,
     weighted by their information. ``"signature"`` tests a single number per cell, the strength of
     its response: it replaces s by its projection on the mean effect. Columns are ``gene``;
-    ``estimate`` of :math:`\gamma` with ``std_error``, ``ci_low`` and ``ci_high``; ``p_value`` of
+    ``estimate`` of :math:`\gamma` with ``std_error``, ``ci_low`` and ``ci_high``;
+    ``least_estimate``, ``margin / predicted_sd``, which the estimate has to exceed; ``p_value`` of
     ``confirmed_sd <= margin`` against larger ones and its ``q_value`` (Benjamini and Hochberg
     over the genes); ``predicted_sd``, the standard deviation of s over cells in natural log-fold
     (for all genes the root mean square of theirs), and ``confirmed_sd``, the part of it that came
     true, ``estimate * predicted_sd``; ``n_treated`` and ``n_reference``; ``shift``, the mean s of
     treated minus that of reference cells, which should be zero, with ``shift_p_value``
     (``"all"``: that any gene's is not) and ``leakage``, whether it is not; ``note``, why a row
-    has no estimate.
+    has no estimate, or that its interval is above 0 and yet below the margin.
 
     Raises
     ------
@@ -321,18 +323,27 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     error, low, high, _ = sample.interval(fits.estimate, fits.influence, level)
     with np.errstate(divide="ignore", invalid="ignore"):
-        distance = (fits.estimate - margin / fits.spread) / error
+        least = margin / fits.spread
+        p_value = stats.t.sf((fits.estimate - least) / error, sample.degrees_of_freedom)
+    confirmed = fits.estimate * fits.spread
+    note = np.array(PROBLEMS, dtype=object)[fits.problem]
+    for i in np.flatnonzero((low > 0) & (p_value > (1 - level) / 2)):
+        note[i] = (
+            f"differences are confirmed, but of {confirmed[i]:.2g} (standard deviation of "
+            f"log-fold), which is not clearly more than the margin of {margin:g}"
+        )
     return {
         "estimate": fits.estimate,
         "std_error": error,
         "ci_low": low,
         "ci_high": high,
-        "p_value": stats.t.sf(distance, sample.degrees_of_freedom),
+        "least_estimate": least,
+        "p_value": p_value,
         "predicted_sd": fits.spread,
-        "confirmed_sd": fits.estimate * fits.spread,
+        "confirmed_sd": confirmed,
         "shift": shift[0],
         "shift_p_value": shift[1],
-        "note": np.array(PROBLEMS, dtype=object)[fits.problem],
+        "note": note,
     }
 
 

@@ -79,6 +79,12 @@ class Estimate:
         Error, interval of Student's t, p-value of no effect and degrees of freedom.
     problem
         Index of :data:`PROBLEMS`.
+    tested
+        The number whose distance from 0 gives the p-value, usually the estimate.
+    stretch
+        ``std_error`` over the error of that number.
+    least_error
+        Error of that number that is known to be there, whatever is measured.
     """
 
     estimate: np.ndarray
@@ -90,6 +96,9 @@ class Estimate:
     p_value: np.ndarray
     df: np.ndarray
     problem: np.ndarray
+    tested: np.ndarray
+    stretch: np.ndarray
+    least_error: np.ndarray
 
     @classmethod
     def missing(cls, *shape: int, **known: np.ndarray) -> Estimate:
@@ -173,6 +182,9 @@ def infer(
         p_value=p_value,
         df=left,
         problem=problem,
+        tested=estimate,
+        stretch=np.ones(len(estimate)),
+        least_error=np.zeros(len(estimate)),
     )
 
 

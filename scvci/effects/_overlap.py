@@ -15,11 +15,15 @@ if TYPE_CHECKING:
 #: Share of a stratum's cells with a low estimated propensity above which a pair is flagged.
 _MAX_SHARE = 0.05
 _MAX_LISTED = 8
+#: Ratio of depths from which on arms differ in depth.
+_UNEQUAL_DEPTH = 1.5
 _MEANING = {
     "no control": "their stratum has no control cell to compare with",
     "no cells": "nothing was measured: counterfactuals are extrapolated from other strata",
+    "no common batch": "no batch has cells of both: batch and effect cannot be told apart",
     "few cells": "means of predictions and of real cells are uncertain",
     "low propensity": "few measured cells stand for many, so their weights are large",
+    "unequal depth": "means of log1p differ by depth alone; compare on scale='lfc'",
 }
 
 
@@ -33,6 +37,8 @@ def overlap_table(
     min_cells: int = 30,
     min_propensity: float = 0.01,
     continuous: np.ndarray | None = None,
+    batch: np.ndarray | None = None,
+    library_size: np.ndarray | None = None,
 ) -> pd.DataFrame:
     r"""Tabulate the overlap of every (stratum, treatment) pair: how many cells inform it.
 
@@ -53,6 +59,9 @@ def overlap_table(
         Lowest propensity a pair should have.
     continuous
         Continuous covariates, shape ``(n_cells, n_continuous)``; adds the column ``share_low``.
+    batch, library_size
+        Batch of each cell, and its counts, shape ``(n_cells,)``; the latter adds the column
+        ``depth_ratio``.
 
     Returns
     -------
@@ -68,8 +77,10 @@ def overlap_table(
     - ``share_low``: share of the stratum's cells whose propensity given stratum *and* continuous
       covariates is below ``min_propensity`` (:func:`cross_validated_propensity`); NaN where it
       cannot be estimated;
-    - ``flag``: ``"no control"``, ``"no cells"``, ``"few cells"``, ``"low propensity"`` (also where
-      ``share_low`` is above 5 %) or ``""``, the first that applies.
+    - ``depth_ratio``: mean library size of these cells over that of the stratum's control cells;
+    - ``flag``: ``"no control"``, ``"no cells"``, ``"no common batch"`` (with the control),
+      ``"few cells"``, ``"low propensity"`` (also where ``share_low`` is above 5 %),
+      ``"unequal depth"`` (by half or more) or ``""``, the first that applies.
 
     ``attrs["verdict"]`` names the poor pairs and says what that means; empty if there are none.
 
@@ -100,7 +111,19 @@ def overlap_table(
         scores = cross_validated_propensity(continuous, treatment, stratum, shape)
         columns["share_low"] = _share_low(scores, stratum, len(strata), min_propensity)
         low = low | (columns["share_low"] > _MAX_SHARE)
-    columns["flag"] = _flags(counts, control, min_cells, low)
+    unequal = apart = np.zeros(shape, dtype=bool)
+    if library_size is not None:
+        total = np.zeros(shape)
+        np.add.at(total, (stratum, treatment), library_size)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            depth = total / counts
+            columns["depth_ratio"] = depth / depth[:, [control]]
+        unequal = unequal_depth(columns["depth_ratio"])
+    if batch is not None:
+        cells = np.zeros((*shape, int(np.max(batch, initial=0)) + 1), dtype=bool)
+        cells[stratum, treatment, batch] = True
+        apart = ~(cells & cells[:, [control]]).any(axis=2) & (counts > 0) & (controls > 0)
+    columns["flag"] = _flags(counts, control, min_cells, low, apart, unequal)
     index = pd.MultiIndex.from_product([strata, treatments], names=["stratum", "treatment"])
     table = pd.DataFrame({k: v.ravel() for k, v in columns.items()}, index=index).reset_index()
     table.attrs["verdict"] = _verdict(table, min_cells, min_propensity)
@@ -134,13 +157,32 @@ def _share_low(
     return share
 
 
-def _flags(counts: np.ndarray, control: int, min_cells: int, low: np.ndarray) -> np.ndarray:
+def unequal_depth(ratio: np.ndarray | float) -> np.ndarray:
+    """Whether the depths of two arms differ so much that scales which follow depth mislead.
+
+    Parameters
+    ----------
+    ratio
+        Of the arms' mean library sizes; NaN where it is not known.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.abs(np.log(ratio)) >= np.log(_UNEQUAL_DEPTH)
+
+
+def _flags(
+    counts: np.ndarray,
+    control: int,
+    min_cells: int,
+    low: np.ndarray,
+    apart: np.ndarray,
+    unequal: np.ndarray,
+) -> np.ndarray:
     """Say what is poor about each pair, the most serious first."""
     without_control = np.broadcast_to(counts[:, [control]] == 0, counts.shape).copy()
     # In such a stratum, a pair without cells is flagged for that, which is more serious.
     without_control &= counts > 0
     without_control[:, control] = counts[:, control] == 0
-    conditions = [without_control, counts == 0, counts < min_cells, low]
+    conditions = [without_control, counts == 0, apart, counts < min_cells, low, unequal]
     return np.select(conditions, list(_MEANING), default="")
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _N_FOLDS = 5
+_FEWEST_BINS = 5
 
 
 def cross_validated_propensity(
@@ -66,14 +67,15 @@ def cross_validated_propensity(
 
 
 def propensity_strata(
-    propensity: np.ndarray, stratum: np.ndarray, strata: Sequence[str], n_bins: int = 5
+    propensity: np.ndarray, stratum: np.ndarray, strata: Sequence[str], n_bins: int | None = None
 ) -> tuple[np.ndarray, list[str]]:
     """Cut strata into bins of cells with similar propensities.
 
     Within strata, treatment may depend on continuous covariates that confound effects. Cells with
     the same propensity can be compared whatever their covariates; five bins remove about nine
-    tenths of the bias (Rosenbaum and Rubin, 1984). :func:`estimate_effects` leaves out bins in
-    which an arm is missing and reports their share.
+    tenths of the bias (Rosenbaum and Rubin, 1984). The rest would be mistaken for an effect in
+    large samples, so that these have more bins. :func:`estimate_effects` leaves out bins in which
+    an arm is missing and reports their share.
 
     Parameters
     ----------
@@ -87,7 +89,8 @@ def propensity_strata(
     strata
         Names of the strata, by code.
     n_bins
-        Bins per stratum, at quantiles of its cells' propensities.
+        Bins per stratum, at quantiles of its cells' propensities; ``None`` for the cube root of
+        its cells, at least 5.
 
     Returns
     -------
@@ -101,7 +104,7 @@ def propensity_strata(
         If lengths differ, a propensity is outside [0, 1], or there are no bins.
     """
     propensity, stratum = np.asarray(propensity, dtype=float), np.asarray(stratum)
-    if n_bins < 1:
+    if n_bins is not None and n_bins < 1:
         raise ValueError(f"n_bins={n_bins} must be at least 1.")
     check_codes(len(propensity), stratum=(stratum, len(strata)))
     known = np.isfinite(propensity)
@@ -111,9 +114,10 @@ def propensity_strata(
     names: list[str] = []
     for x, name in enumerate(strata):
         inside = (stratum == x) & known
-        codes[(stratum == x) & ~known] = len(names) + n_bins
+        n = n_bins or max(_FEWEST_BINS, round(inside.sum() ** (1 / 3)))
+        codes[(stratum == x) & ~known] = len(names) + n
         if inside.any():
-            edges = np.quantile(propensity[inside], np.arange(1, n_bins) / n_bins)
+            edges = np.quantile(propensity[inside], np.arange(1, n) / n)
             codes[inside] = len(names) + np.searchsorted(edges, propensity[inside], side="left")
-        names += [f"{name}, bin {i + 1}" for i in range(n_bins)] + [f"{name}, no propensity"]
+        names += [f"{name}, bin {i + 1}" for i in range(n)] + [f"{name}, no propensity"]
     return codes, names

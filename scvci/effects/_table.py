@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ._comparisons import Comparison
 
+_TINY = 1e-12
 _REFUSED = "robust refused: predictions depend on the treatment received (leakage)"
 
 
@@ -84,6 +85,7 @@ def effects_table(
             "gene": [list(genes)],
             "estimate": found.estimate,
             "std_error": found.std_error,
+            "df": found.df,
             "ci_low": found.ci_low,
             "ci_high": found.ci_high,
             "p_value": found.p_value,
@@ -91,6 +93,7 @@ def effects_table(
             "n_treated": [c.n_treated for c in comparisons],
             "n_reference": [c.n_reference for c in comparisons],
             "propensity": [c.propensity for c in comparisons],
+            "depth_ratio": [c.depth_ratio for c in comparisons],
             "mean_factual": found.compared,
             "mean_counterfactual": found.baseline,
             "estimator": np.where(leaks, "observed", used),
@@ -102,10 +105,17 @@ def effects_table(
 
 def _moderated(found: Estimate, level: float) -> Estimate:
     """Let the errors of each row borrow from other genes."""
-    rows = [moderate(e**2, d) for e, d in zip(found.std_error, found.df, strict=True)]
+    error = found.std_error / found.stretch
+    average = found.compared + found.baseline
+    rows = [
+        moderate(e**2, d, a if np.nanmin(a, initial=np.inf) < 0 else np.log(np.maximum(a, _TINY)))
+        for e, d, a in zip(error, found.df, average, strict=True)
+    ]
     variance, df = (np.stack(values) for values in zip(*rows, strict=True))
-    std_error = np.sqrt(variance)
-    low, high, p_value = student_interval(found.estimate, std_error, df, level)
+    error = np.maximum(np.sqrt(variance), found.least_error)
+    std_error = found.stretch * error
+    low, high, _ = student_interval(found.estimate, std_error, df, level)
+    _, _, p_value = student_interval(found.tested, error, df, level)
     return replace(found, std_error=std_error, ci_low=low, ci_high=high, p_value=p_value, df=df)
 
 

@@ -14,20 +14,24 @@ if TYPE_CHECKING:
 
 Estimand = Literal["ate", "att"]
 Estimator = Literal["observed", "robust", "plugin"]
-Scale = Literal["log1p", "counts", "lfc"]
+Scale = Literal["lfc", "log1p", "counts"]
+ClusterWeighting = Literal["equal", "cells"]
+Normalisation = Literal["ratios", "given"]
 
 
 def check_options(
     estimand: str,
     estimator: str | None,
     scale: str,
+    cluster_weights: str,
+    normalisation: str | None,
     predictions: Callable[[int, slice], np.ndarray] | None,
 ) -> None:
     """Raise if an option is unknown, or predictions are needed but missing.
 
     Parameters
     ----------
-    estimand, estimator, scale
+    estimand, estimator, scale, cluster_weights, normalisation
         Options by name.
     predictions
         The predictions, or ``None``.
@@ -36,6 +40,8 @@ def check_options(
         ("estimand", estimand, get_args(Estimand)),
         ("estimator", estimator, (None, *get_args(Estimator))),
         ("scale", scale, get_args(Scale)),
+        ("cluster_weights", cluster_weights, get_args(ClusterWeighting)),
+        ("normalisation", normalisation, (None, *get_args(Normalisation))),
     ):
         if value not in known:
             raise ValueError(f"{name}={value!r} must be one of {known}.")

@@ -15,7 +15,13 @@ from scvci.data import _constants as keys
 from scvci.data._conditions import find_keys, read_conditions
 from scvci.data._embeddings import read_embeddings
 from scvci.data._fields import CovariateField, TreatmentField, stratum_codes, stratum_names
-from scvci.data._validation import check_pairs, covariate_list, validate_setup, warn_about_empty
+from scvci.data._validation import (
+    check_batches,
+    check_pairs,
+    covariate_list,
+    validate_setup,
+    warn_about_empty,
+)
 from scvci.module import DataSizes, ModuleConfig, VCIModule
 from scvci.module._presets import build_config, get_preset
 from scvci.pooling import Pairs
@@ -170,8 +176,9 @@ class VCI(QueryMixin, PredictionMixin):
             row for each treatment, measured or not; the name of one in ``uns`` or ``varm``; or
             ``"gene_loadings"`` for treatments that are genes, from the control cells.
         batch_key
-            Column of ``obs`` with technical batches. They are no strata: cells are compared
-            across them, and a counterfactual stays in its cell's batch.
+            Column of ``obs`` with technical batches. They are no strata: predictions learn from
+            all of them, and a counterfactual stays in its cell's batch. Effects are compared
+            within batches (:func:`scvci.tl.estimate_effects`).
         continuous_strata
             Number of bins into which each continuous covariate is cut at its quantiles, to be
             compared within like the categorical ones; 1 for none.
@@ -237,13 +244,12 @@ class VCI(QueryMixin, PredictionMixin):
             NumericalJointObsField(keys.CONTINUOUS_KEY, continuous_covariate_keys),
             NumericalObsField(keys.SIZE_FACTOR_KEY, size_factor_key, required=False),
         ]
+        batches = None
         if batch_key is not None:
             batches = CovariateField([batch_key], registry_key=keys.BATCH_KEY)
             fields.append(batches)
-            if is_new:
-                batches.prepare(adata)
         if is_new:
-            _check_design(adata, treatment, covariates)
+            _check_design(adata, treatment, covariates, batches)
         else:
             # Fields write one after the other; what they refuse is to be found before.
             source = {**kwargs["source_registry"], "setup_args": setup_method_args["setup_args"]}
@@ -315,14 +321,22 @@ class VCI(QueryMixin, PredictionMixin):
         )
 
 
-def _check_design(adata: AnnData, treatment: TreatmentField, covariates: CovariateField) -> None:
-    """Check strata and pairs before anything is written."""
+def _check_design(
+    adata: AnnData,
+    treatment: TreatmentField,
+    covariates: CovariateField,
+    batches: CovariateField | None,
+) -> None:
+    """Check strata, pairs and batches before anything is written."""
     arms, codes = treatment.prepare(adata)
     strata, covariate_codes = covariates.prepare(adata)
     names = stratum_names(strata)
     stratum = stratum_codes(covariate_codes, strata)
     pairs, _ = Pairs.count(stratum, codes, len(names), len(arms["names"]))
     check_pairs(pairs, arms["names"], names)
+    if batches is not None:
+        _, batch = batches.prepare(adata)
+        check_batches(stratum, codes, batch[:, 0], arms["names"], names)
 
 
 def _read_embeddings(

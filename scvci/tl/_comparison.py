@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     Predict = Callable[[str], np.ndarray]
-    Scale = Literal["log1p", "counts", "lfc"]
+    Scale = Literal["lfc", "log1p", "counts"]
+    Normalisation = Literal["ratios", "given"]
 
 #: Counts per cell after normalisation.
 TARGET_SUM = 1e4
@@ -99,7 +100,7 @@ class Comparison:
         setup_args: Mapping[str, Any],
         *,
         model: VCI | None = None,
-        scale: Scale = "log1p",
+        scale: Scale | None = None,
         groupby: str | None = None,
         cluster_key: str | None = None,
     ) -> Comparison:
@@ -114,7 +115,8 @@ class Comparison:
         model
             See :func:`read_cells`.
         scale
-            Scale of effects.
+            Scale of effects; ``None`` for ``"lfc"`` of counts and ``"log1p"`` of log-normalised
+            expression.
         groupby, cluster_key
             Columns of ``obs``.
 
@@ -130,13 +132,16 @@ class Comparison:
         """
         cells = read_cells(adata, model)
         is_count = cells.is_count if model is None else model.is_count
+        scale = scale or ("lfc" if is_count else "log1p")
         if not is_count and scale != "log1p":
             raise ValueError(
                 f"scale={scale!r} needs counts, but the registered expression is log-normalised; "
                 "use scale='log1p'."
             )
         if cluster_key is None:
-            _warn_about_clusters(adata, setup_args)
+            warn_about_clusters(
+                adata, setup_args, "each cell counts as a replicate, and errors are too small"
+            )
         groups, group_names = column_codes(adata, groupby, "groupby")
         clusters, _ = column_codes(adata, cluster_key, "cluster_key")
         return cls(cells, is_count, scale, groups, group_names, clusters)
@@ -158,6 +163,11 @@ class Comparison:
         if not sparse.issparse(blocks[0]):
             return np.concatenate(blocks)
         return sparse.vstack(blocks, format="csr")
+
+    @cached_property
+    def depth(self) -> np.ndarray | None:
+        """Counts of each cell; ``None`` for log-normalised data."""
+        return self.cells.totals() if self.is_count else None
 
     @cached_property
     def propensity(self) -> np.ndarray | None:
@@ -201,14 +211,15 @@ class Comparison:
         reference: str,
         estimator: Literal["observed", "robust", "plugin"] | None = None,
         predict: Predict | None = None,
+        normalisation: Normalisation = "ratios",
         **options: Any,
     ) -> pd.DataFrame:
         """Estimate effects, see :func:`scvci.effects.estimate_effects`.
 
         Parameters
         ----------
-        targets, reference, estimator, **options
-            Passed on.
+        targets, reference, estimator, normalisation, **options
+            Passed on; log-normalised data are taken as they are.
         predict
             Predictions of all cells under a treatment, by its name.
         """
@@ -225,8 +236,10 @@ class Comparison:
                 reference=reference,
                 estimator=estimator,
                 predictions=None if predict is None else self._by_code(predict),
-                # Log-normalised data are taken as they are.
                 scale=self.scale if self.is_count else "counts",
+                normalisation=normalisation if self.is_count else "given",
+                library_size=self.depth,
+                batch=self.cells.batch,
                 groups=self.groups,
                 group_names=self.group_names,
                 **self.design(*strata),
@@ -306,20 +319,25 @@ def column_codes(adata: AnnData, key: str | None, argument: str) -> tuple[Any, A
     return lookup[codes], names.tolist()
 
 
-def _warn_about_clusters(adata: AnnData, setup_args: Mapping[str, Any]) -> None:
-    """Warn of a column that looks like clusters of cells that are not independent."""
-    used = {
-        setup_args["treatment_key"],
-        setup_args["dose_key"],
-        *(setup_args["categorical_covariate_keys"] or []),
-    }
+def warn_about_clusters(adata: AnnData, setup_args: Mapping[str, Any], meaning: str) -> None:
+    """Warn of a column that looks like clusters of cells that are not independent.
+
+    Parameters
+    ----------
+    adata
+        The cells.
+    setup_args
+        Arguments of ``setup_anndata``; the treatment is no cluster, a covariate may be.
+    meaning
+        What it means to go on without ``cluster_key=``.
+    """
+    used = {setup_args["treatment_key"], setup_args["dose_key"]}
     for name in adata.obs.columns.difference([key for key in used if key], sort=False):
         words = set(re.split(r"[^a-z]+", str(name).lower()))
         if words & _CLUSTER_WORDS and 1 < adata.obs[name].nunique() < adata.n_obs / 2:
             warnings.warn(
                 f"obs[{name!r}] looks like groups of cells that are not independent. Without "
-                f"cluster_key={name!r} each cell counts as a replicate, and errors are too "
-                "small if such groups differ.",
+                f"cluster_key={name!r} {meaning} if such groups differ.",
                 UserWarning,
                 stacklevel=4,
             )

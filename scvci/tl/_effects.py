@@ -15,6 +15,7 @@ from scvci.model import VCI
 from scvci.model._model import Seeded
 
 from ._comparison import Comparison
+from ._count_model import count_model_effects
 from ._crossfit import cross_fit
 
 if TYPE_CHECKING:
@@ -32,12 +33,14 @@ def estimate_effects(
     reference: str | None = None,
     groupby: str | None = None,
     estimand: Literal["ate", "att"] = "ate",
-    estimator: Literal["observed", "robust", "plugin"] | None = None,
-    scale: Scale = "log1p",
+    estimator: Literal["observed", "robust", "plugin", "deseq2"] | None = None,
+    scale: Scale | None = None,
+    normalisation: Literal["ratios", "given"] = "ratios",
     cluster_key: str | None = None,
+    cluster_weights: Literal["equal", "cells"] = "equal",
     level: float = 0.95,
     min_cells: int = 30,
-    moderated: bool = False,
+    moderated: bool | None = None,
     model: VCI | None = None,
     n_folds: int = 5,
     show_progress: bool = True,
@@ -46,11 +49,12 @@ def estimate_effects(
     r"""Estimate the effect of treatments on every gene, with intervals and p-values.
 
     Treated cells and cells of the reference are compared within strata, in which treatment is
-    taken to be unconfounded, and strata are averaged. With continuous covariates they are compared
-    within bins of a stratum's cells that have like fitted propensities (fifths; Rosenbaum and
-    Rubin, 1984). By default the effect is a difference of *measured* means, which needs no model.
-    With ``model=``, groups in which nothing was measured get the mean of its predictions, labelled
-    as an extrapolation. Counts are per 10,000 of a cell (or over its registered size factor).
+    taken to be unconfounded, and strata are averaged. With continuous covariates they are
+    compared within bins of a stratum's cells that have like fitted propensities (Rosenbaum and
+    Rubin, 1984), with ``batch_key`` within batches. By default the effect is a comparison of
+    *measured* means, which needs no model. With ``model=``, groups in which nothing was measured
+    get the mean of its predictions, labelled as an extrapolation. Counts are per 10,000 of a cell
+    (or over its registered size factor).
 
     Parameters
     ----------
@@ -70,20 +74,34 @@ def estimate_effects(
         stratum in which both treatments were measured, without an interval), ``"observed"``
         (measured means only), ``"robust"`` (the paper's one-step estimator, from models that have
         not seen the cell; refused gene by gene where the treatment leaks into predictions) or
-        ``"plugin"`` (the mean of predictions, without an interval). The last two need ``model``.
+        ``"plugin"`` (the mean of predictions, without an interval). These two need ``model``.
+        ``"deseq2"``: a negative binomial regression of the counts of clusters, by PyDESeq2
+        (``pip install scvci[deseq2]``), with its own size factors and normal intervals; all strata
+        of a group share one effect, and genes that its filter leaves out have q-value 1.
     scale
-        ``"log1p"``: difference of means of log-normalised counts; ``"counts"``: of normalised
-        counts; ``"lfc"``: log2 of the ratio of means of normalised counts.
+        ``"lfc"``: log2 of the ratio of means of normalised counts, which does not depend on depth;
+        the default for counts. ``"log1p"``: difference of means of log-normalised counts, which
+        does: only for arms of one depth, and the default for log-normalised data. ``"counts"``:
+        difference of means of normalised counts.
+    normalisation
+        Of counts: ``"ratios"``: library sizes times factors with which most genes do not change,
+        so that a few large genes that do are not taken for a change of all others; ``"given"``:
+        library sizes, or the registered size factor, alone.
     cluster_key
         Column of ``obs`` with the donor, animal, well or guide of each cell. Cells of one are
-        not independent: without it, errors are too small.
+        not independent: without it, errors are too small. The user guide says which column it is
+        in which design.
+    cluster_weights
+        ``"equal"``: each cluster counts once, the effect in the mean donor. ``"cells"``: by its
+        cells, the effect in the mean cell.
     level
         Coverage of the intervals.
     min_cells
         Fewest cells of both treatments with which a stratum takes part.
     moderated
-        Whether the errors of a gene borrow from those of the others (empirical Bayes; Smyth,
-        2004). For two or three clusters, of which a gene's own error is hardly known.
+        Whether the errors of a gene borrow from those of genes that are expressed alike (empirical
+        Bayes; Smyth, 2004), since of a few clusters a gene's own error is hardly known; ``None``:
+        with ``cluster_key``.
     model
         A model by which to read ``adata``, and, if it is trained, to predict. ``"robust"`` works
         on its own cells only.
@@ -148,11 +166,15 @@ def estimate_effects(
     targets, base = contrast_names(comparison.cells.treatments, treatment, reference)
     options: dict[str, Any] = {
         "estimand": estimand,
+        "normalisation": normalisation,
+        "cluster_weights": cluster_weights,
         "level": level,
         "min_cells": min_cells,
         "moderated": moderated,
     }
-    if estimator in ("robust", "plugin"):
+    if estimator == "deseq2":
+        table = count_model_effects(comparison, targets, base, level=level, min_cells=min_cells)
+    elif estimator in ("robust", "plugin"):
         assert model is not None
         if estimator == "robust":
             predict = cross_fitted(model, comparison, n_folds, show_progress, train_kwargs)
@@ -168,7 +190,7 @@ def estimate_effects(
         table = comparison.estimate(targets, base, estimator=estimator or "observed", **options)
         if estimator is None and model is not None and model.is_trained_:
             table = _extrapolate(table, comparison, model, options)
-    table.attrs |= {"scale": scale, "estimand": estimand, "level": level}
+    table.attrs |= {"scale": comparison.scale, "estimand": estimand, "level": level}
     return table
 
 
@@ -176,7 +198,7 @@ def leakage_test(
     model: VCI,
     treatment: str | Sequence[str] | None = None,
     *,
-    scale: Scale = "log1p",
+    scale: Scale | None = None,
     cluster_key: str | None = None,
     n_folds: int = 5,
     show_progress: bool = True,
@@ -216,7 +238,7 @@ def leakage_test(
     targets = measured_names(model.arms, treatment)
     predict = cross_fitted(model, comparison, n_folds, show_progress, train_kwargs)
     table = comparison.leakage(targets, predict)
-    table.attrs["scale"] = scale
+    table.attrs["scale"] = comparison.scale
     return table
 
 

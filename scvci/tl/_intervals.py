@@ -17,6 +17,7 @@ from scvci.effects import conformal_threshold
 from scvci.effects._conformal import conformal_rank, least_calibration_cells
 from scvci.model._layers import layer_names
 
+from ._comparison import column_codes, warn_about_clusters
 from ._predictive import Predictive
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def predict_interval(
     indices: Any = None,
     layer_added: str | None = None,
     calibration_indices: Any = None,
+    cluster_key: str | None = None,
     n_samples: int = 100,
     seed: int = 0,
     batch_size: int | None = None,
@@ -95,6 +97,10 @@ def predict_interval(
         Rows, mask or names of the model's cells to calibrate on; by default its test cells,
         those that ``train(train_size=0.7, validation_size=0.1)`` leaves out, or else its
         validation cells. Cells are known by name: none that any training saw is used.
+    cluster_key
+        Column of ``obs`` with the donor, animal or well of each cell of the model. With it the
+        interval is for a cell of a new donor: those that training saw no cell of calibrate,
+        each with the same weight.
     n_samples
         Draws per predictive distribution. Time and the memory of a batch grow with it: 5,000
         cells × 2,000 genes take some four minutes on one core at the default.
@@ -121,7 +127,8 @@ def predict_interval(
     Warns
     -----
     UserWarning
-        If the intervals of a stratum have no guarantee, and why.
+        If the intervals of a stratum have no guarantee, and why; if ``obs`` has a column that
+        looks like donors and ``cluster_key`` is not given.
 
     Notes
     -----
@@ -140,6 +147,12 @@ def predict_interval(
     (with few or dominant genes a cell's total is partly outcome; a size factor measured before
     treatment is not). For the model's training cells it holds up to the trace that a single
     cell leaves in the weights.
+
+    *Donors.* Cells of a donor resemble each other, and what is exchangeable is the donor. Without
+    ``cluster_key`` the guarantee is for further cells of the same donors, in the shares that
+    they have among the calibration cells. With it, held-out donors calibrate: at least 9 of
+    them are needed at a level of 0.9. With fewer, or with donors that training saw, each donor
+    still counts the same, and the record says that there is no guarantee.
 
     *When there is none.* With too few held-out cells, :math:`(n + 1) \, level > n` (fewer than
     9 at 0.9), the treatment's cells of all strata calibrate (basis ``"other strata"``), and
@@ -173,6 +186,7 @@ def predict_interval(
     single = treatment is not None and is_one_name(treatment)
     layers = layer_names(targets, layer_added, single, ("_low", "_high"))
     held, kind = _calibration_cells(model, calibration_indices)
+    clusters = _clusters(model, cluster_key)
     request = _Request(level, n_samples, seed, kind)
     own, cells = model.cells(), model.cells(adata, indices)
     results = model.results(cells.adata)
@@ -195,7 +209,8 @@ def predict_interval(
         arm, code = model.arm(condition), model.arms.name_index[target]
         chosen = held[own.treatment[held] == code]
         scores = predictive.scores(own, chosen, arm)
-        bounds = _calibrate(model, scores, own.stratum[chosen], predictive, request)
+        of_chosen = None if clusters is None else clusters.take(chosen)
+        bounds = _calibrate(model, scores, own.stratum[chosen], of_chosen, predictive, request)
         _warn_without_guarantee(model, bounds, cells.stratum[cells.rows], target, request)
         ends = predictive.bounds(cells, arm, bounds.threshold)
         for end, name, values in zip(("low", "high"), names, ends, strict=True):
@@ -246,10 +261,43 @@ def _calibration_cells(model: VCI, indices: Any) -> tuple[np.ndarray, str]:
     return rows, "validation" if np.isin(rows, validation).any() else "test"
 
 
+@dataclass(frozen=True)
+class _Clusters:
+    """Cluster of each cell, and whether training saw no cell of it; shape ``(n_cells,)``."""
+
+    code: np.ndarray
+    is_new: np.ndarray
+
+    def take(self, rows: np.ndarray) -> _Clusters:
+        return _Clusters(self.code[rows], self.is_new[rows])
+
+    def threshold(self, scores: np.ndarray, level: float) -> tuple[np.ndarray, bool]:
+        """Bound on scores of a cell of a new cluster, and whether it is guaranteed."""
+        new = self.is_new
+        bound = conformal_threshold(scores[new], level, clusters=self.code[new])
+        if new.any() and np.isfinite(bound).all():
+            return bound, True
+        n = len(np.unique(self.code))
+        # No cluster is kept for the new one: what K of them say, each with the same weight.
+        return conformal_threshold(scores, level * n / (n + 1), clusters=self.code), False
+
+
+def _clusters(model: VCI, key: str | None) -> _Clusters | None:
+    """Read clusters of the model's cells."""
+    adata = model.own_cells("calibrate intervals").adata
+    if key is None:
+        warn_about_clusters(adata, model.setup_args, "the guarantee is for cells of these groups")
+        return None
+    code, _ = column_codes(adata, key, "cluster_key")
+    seen = adata.obs_names.isin(pd.Index(model.seen_cells(), dtype=object))
+    return _Clusters(code, ~np.isin(code, np.unique(code[seen])))
+
+
 def _calibrate(
     model: VCI,
     scores: np.ndarray,
     stratum: np.ndarray,
+    clusters: _Clusters | None,
     predictive: Predictive,
     request: _Request,
 ) -> _Bounds:
@@ -258,23 +306,43 @@ def _calibrate(
     threshold = np.full((n_rows, len(model.genes)), request.level / 2)
     basis = np.full(n_rows, _MODEL, dtype=object)
     n_cells = np.bincount(stratum, minlength=n_rows)
+    guarantee = np.zeros(n_rows, dtype=bool)
     rng = np.random.default_rng(request.seed)
+
+    def bound(rows: np.ndarray) -> tuple[np.ndarray, bool]:
+        if clusters is not None:
+            return clusters.take(rows).threshold(scores[rows], request.level)
+        return conformal_threshold(scores[rows], request.level, rng), True
+
     for x in range(n_rows):
         if n_cells[x] >= least:
             basis[x] = _OWN
-            threshold[x] = conformal_threshold(scores[stratum == x], request.level, rng)
+            threshold[x], guarantee[x] = bound(np.flatnonzero(stratum == x))
         elif len(scores) >= least:
             basis[x] = _OTHERS
-            threshold[x] = conformal_threshold(scores, request.level, rng)
+            threshold[x], _ = bound(np.arange(len(scores)))
     # A stratum without training cells has no predictive distribution.
     threshold[[*predictive.is_empty, True]] = np.nan
-    return _Bounds(threshold, n_cells, basis, (basis == _OWN) & (request.kind == "test"))
+    return _Bounds(threshold, n_cells, basis, guarantee & (request.kind == "test"))
 
 
 def _warn_without_guarantee(
     model: VCI, bounds: _Bounds, stratum: np.ndarray, target: str, request: _Request
 ) -> None:
     present = [x for x in np.unique(stratum) if x >= 0 and bounds.basis[x] != _OWN]
+    few = [
+        model.strata[x]
+        for x in np.unique(stratum)
+        if x >= 0 and bounds.basis[x] == _OWN and not bounds.guarantee[x]
+    ]
+    if few and request.kind == "test":
+        warnings.warn(
+            f"Intervals under {target!r} have no guarantee in {', '.join(few)}: a level of "
+            f"{request.level:g} needs {least_calibration_cells(request.level)} clusters of "
+            "cluster_key= of which training saw no cell. Each cluster counts the same.",
+            UserWarning,
+            stacklevel=3,
+        )
     if present:
         strata = model.strata
         listed = ", ".join(f"{strata[x]} ({bounds.n_cells[x]})" for x in present)

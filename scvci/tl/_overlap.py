@@ -48,7 +48,8 @@ def check_overlap(
     -------
     One row per (stratum, treatment): ``n_cells``, ``propensity``, ``weight``,
     ``effective_size``, ``flag``; with continuous covariates also ``share_low``, the share of
-    the stratum's cells for which the treatment is improbable given these. See
+    the stratum's cells for which the treatment is improbable given these, and with counts
+    ``depth_ratio``, mean library size over that of the stratum's control cells. See
     :func:`scvci.effects.overlap_table`.
 
     Raises
@@ -72,6 +73,8 @@ def check_overlap(
         min_cells=min_cells,
         min_propensity=min_propensity,
         continuous=None if cells.continuous is None else cells.continuous[rows],
+        batch=None if cells.batch is None else cells.batch[rows],
+        library_size=cells.totals(rows) if cells.is_count else None,
     )
     if table.attrs["verdict"]:
         warnings.warn(table.attrs["verdict"], UserWarning, stacklevel=2)

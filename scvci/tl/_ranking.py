@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,8 +87,8 @@ def rank_genes_counterfactual(
     score 0, as scanpy scores a gene that it cannot test, and therefore stands between both
     ends; those that have an estimate come by it. Its ``pvals`` and ``pvals_adj`` are NaN.
 
-    Log-fold changes are estimated a second time on their own scale, unless ``scale="lfc"``;
-    for log-normalised data they come from the means of logarithms, as scanpy's do. A gene
+    Log-fold changes come from the means that p-values come from; for ``scale="log1p"`` from
+    means of logarithms, as scanpy's do. A gene
     without estimate has 0, and a gene that only one side expresses the largest finite one:
     scanpy's plots lose or fail on numbers that are not finite.
 
@@ -114,7 +113,7 @@ def rank_genes_counterfactual(
             f"With groupby={groupby!r} the groups are its labels, for one treatment; got "
             f"{treatments}. Call once for each treatment, with a key_added of its own."
         )
-    fold_changes = _fold_changes(table, cells.adata, treatment, arguments, model.is_count)
+    fold_changes = _fold_changes(table)
     estimated = table["estimate"].notna()
     labels = None
     if groupby is None:
@@ -151,26 +150,18 @@ def _arm_column(cells: Cells, added: str) -> tuple[str, pd.Categorical | None]:
     return added, pd.Categorical(arms, names).remove_unused_categories()
 
 
-def _fold_changes(
-    table: pd.DataFrame,
-    adata: AnnData,
-    treatment: str | Sequence[str] | None,
-    arguments: dict[str, Any],
-    is_count: bool,
-) -> pd.DataFrame:
-    """Effects of the table as log-fold changes, base 2."""
-    if not is_count:
-        means = np.expm1(table[["mean_factual", "mean_counterfactual"]].to_numpy(float))
-        with np.errstate(invalid="ignore"):
-            # The small number by which scanpy, too, avoids ratios of zeros.
-            logs = np.log2(means + 1e-9)
-        return table.assign(estimate=logs[:, 0] - logs[:, 1])
-    if arguments.get("scale") == "lfc":
+def _fold_changes(table: pd.DataFrame) -> pd.DataFrame:
+    """Effects of the table as log-fold changes, base 2, from the same means."""
+    scale = table.attrs["scale"]
+    if scale == "lfc":
         return table
-    with warnings.catch_warnings():
-        # The first estimation has said what there is to say about the same cells.
-        warnings.simplefilter("ignore", UserWarning)
-        return estimate_effects(adata, treatment, **{**arguments, "scale": "lfc"})
+    means = table[["mean_factual", "mean_counterfactual"]].to_numpy(float)
+    means = np.expm1(means) if scale == "log1p" else means
+    with np.errstate(invalid="ignore"):
+        # The small number by which scanpy, too, avoids ratios of zeros.
+        logs = np.log2(means + 1e-9)
+    fold = np.where(table["estimate"].notna(), logs[:, 0] - logs[:, 1], np.nan)
+    return table.assign(estimate=fold)
 
 
 def rank_effects(

@@ -172,3 +172,21 @@ def test_bad_input():
         predictive_score(np.zeros((5, 3, 2)), np.zeros((3, 3)))
     with pytest.raises(ValueError, match="no draws"):
         predictive_interval(np.zeros((0, 3, 2)), 0.4)
+
+
+def test_a_cell_of_a_new_donor_is_covered_by_donors_not_by_cells():
+    """Donors differ as much as their cells; one has half of all cells."""
+    rng, n_repeats = np.random.default_rng(3), 4000
+    size = np.array([5, 8, 10, 12, 15, 20, 20, 25, 30, 40, 185])
+    donor = np.repeat(np.arange(len(size)), size)
+    level = rng.normal(size=(len(size) + 1, n_repeats))
+    scores = np.abs(level[donor] + rng.normal(size=(len(donor), n_repeats)))
+    new = np.abs(level[-1] + rng.normal(size=n_repeats))
+    by_donors = conformal_threshold(scores, 0.9, clusters=donor)
+    by_cells = conformal_threshold(scores, 0.9)
+    # Standard error 0.005; the mass that is kept for the new donor makes it cover more.
+    assert 0.89 < (new <= by_donors).mean() < 0.99
+    assert (new <= by_cells).mean() < (new <= by_donors).mean() - 0.02
+    assert np.isinf(conformal_threshold(scores[donor < 8], 0.9, clusters=donor[donor < 8])).all()
+    with pytest.raises(ValueError, match="clusters has shape"):
+        conformal_threshold(scores, 0.9, clusters=donor[1:])

@@ -10,9 +10,9 @@ from scvci.effects import estimate_effects, leakage_test
 
 TREATMENTS = ["control", "IFNb", "TNFa"]
 COLUMNS = [
-    *("treatment", "reference", "stratum", "gene", "estimate", "std_error", "ci_low", "ci_high"),
-    *("p_value", "q_value", "n_treated", "n_reference", "propensity", "mean_factual"),
-    *("mean_counterfactual", "estimator", "leakage", "note"),
+    *("treatment", "reference", "stratum", "gene", "estimate", "std_error", "df", "ci_low"),
+    *("ci_high", "p_value", "q_value", "n_treated", "n_reference", "propensity", "depth_ratio"),
+    *("mean_factual", "mean_counterfactual", "estimator", "leakage", "note"),
 ]
 
 
@@ -175,6 +175,7 @@ def test_plugin_is_the_mean_of_predictions(data, estimand):
         data,
         estimator="plugin",
         estimand=estimand,
+        scale="log1p",
         predictions=lambda code, genes: predicted[code][:, genes],
     )
     cells = data["stratum"] == 1
@@ -185,20 +186,22 @@ def test_plugin_is_the_mean_of_predictions(data, estimand):
     np.testing.assert_allclose(rows["mean_counterfactual"], predicted[0][cells].mean(axis=0))
     effect = (predicted[2] - predicted[0])[cells].mean(axis=0)
     np.testing.assert_allclose(rows["estimate"], effect)
-    assert rows[["std_error", "ci_low", "p_value", "q_value"]].isna().all(axis=None)
+    assert rows[["std_error", "df", "ci_low", "p_value", "q_value"]].isna().all(axis=None)
     assert set(rows["note"]) == {"model-based; no design-based interval"}
 
 
 def test_unmeasured_pairs_are_extrapolated_and_labelled(data):
     data["treatment"][(data["stratum"] == 0) & (data["treatment"] == 1)] = 2
     predicted = np.random.default_rng(2).random((3, 400, 5))
-    table = by_stratum(data, predictions=lambda code, genes: predicted[code][:, genes])
+    table = by_stratum(
+        data, scale="log1p", predictions=lambda code, genes: predicted[code][:, genes]
+    )
     unmeasured = (table["stratum"] == "B") & (table["treatment"] == "IFNb")
     assert set(table.loc[unmeasured, "estimator"]) == {"extrapolation"}
     assert table.loc[unmeasured, "note"].str.contains("no design-based interval").all()
     effect = (predicted[1] - predicted[0])[data["stratum"] == 0].mean(axis=0)
     np.testing.assert_allclose(table.loc[unmeasured, "estimate"], effect)
-    assert table.loc[unmeasured, ["std_error", "ci_low", "p_value"]].isna().all(axis=None)
+    assert table.loc[unmeasured, ["std_error", "df", "ci_low", "p_value"]].isna().all(axis=None)
     assert set(table.loc[~unmeasured, "estimator"]) == {"observed"}
     # Asked for measured cells only, or for the effect on cells that do not exist, there is none.
     only = by_stratum(data, estimator="observed", predictions=lambda code, genes: predicted[code])

@@ -266,6 +266,7 @@ def test_effects_in_clusters_are_those_of_estimate_effects(cells, n_donors):
         groups=groups,
         group_names=["x", "y"],
         clusters=donor,
+        scale="log1p",
         min_cells=5,
     )
     estimate = {t: rows["estimate"].to_numpy() for t, rows in single.groupby("treatment")}

@@ -269,7 +269,15 @@ def test_leakage_statistic_is_the_mean_over_all_less_that_of_the_arm(clustered):
     for (code, x), rows in table.groupby(["treatment", "stratum"]):
         inside = stratum == "xy".index(x)
         arm = inside & (treatment == ["control", "drug"].index(code))
-        expected = predicted[inside].mean(axis=0) - predicted[arm].mean(axis=0)
+        if clustered:
+            cluster = np.arange(300) // 2
+            of_all, of_arm = (
+                np.mean([predicted[r & (cluster == c)].mean(axis=0) for c in set(cluster[r])], 0)
+                for r in (inside, arm)
+            )
+            expected = of_all - of_arm
+        else:
+            expected = predicted[inside].mean(axis=0) - predicted[arm].mean(axis=0)
         np.testing.assert_allclose(rows["statistic"], expected, atol=1e-12)
         assert set(rows["n_cells"]) == {arm.sum()}
     leaking = table["gene"] == "g0"

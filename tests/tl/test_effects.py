@@ -16,9 +16,9 @@ from scvci.model import VCI
 from scvci.tl import _crossfit
 
 COLUMNS = [
-    *("treatment", "reference", "stratum", "gene", "estimate", "std_error", "ci_low", "ci_high"),
-    *("p_value", "q_value", "n_treated", "n_reference", "propensity", "mean_factual"),
-    *("mean_counterfactual", "estimator", "leakage", "note"),
+    *("treatment", "reference", "stratum", "gene", "estimate", "std_error", "df", "ci_low"),
+    *("ci_high", "p_value", "q_value", "n_treated", "n_reference", "propensity", "depth_ratio"),
+    *("mean_factual", "mean_counterfactual", "estimator", "leakage", "note"),
 ]
 
 
@@ -59,10 +59,16 @@ def _log_normalised(adata):
     return np.log1p(1e4 * x / x.sum(axis=1, keepdims=True))
 
 
-def test_default_is_welch_on_log_normalised_cells(experiment):
+def test_default_is_the_fold_change_and_log1p_is_welch_on_log_normalised_cells(experiment):
     with pytest.warns(UserWarning, match="cluster_key='donor'"):
-        table = tl.estimate_effects(experiment, "TNFa", groupby="cell_type")
-    assert list(table.columns) == COLUMNS
+        default = tl.estimate_effects(experiment, "TNFa", groupby="cell_type")
+    assert list(default.columns) == COLUMNS
+    assert default.attrs["scale"] == "lfc"
+    assert default["depth_ratio"].between(0.8, 1.25).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        arguments = {"scale": "log1p", "normalisation": "given", "groupby": "cell_type"}
+        table = tl.estimate_effects(experiment, "TNFa", **arguments)
     assert table.attrs["scale"] == "log1p"
     y, obs = _log_normalised(experiment), experiment.obs
     # A gene whose p-value is a number to compare.
@@ -83,8 +89,9 @@ def test_default_is_welch_on_log_normalised_cells(experiment):
 
 def test_strata_are_the_units_of_an_average(experiment):
     """The effect of all cells averages the strata's, by their cells, not the pooled cells'."""
-    pooled = tl.estimate_effects(experiment, "TNFa", cluster_key="donor")
-    by = tl.estimate_effects(experiment, "TNFa", groupby="cell_type", cluster_key="donor")
+    arguments = {"cluster_key": "donor", "scale": "log1p", "normalisation": "given"}
+    pooled = tl.estimate_effects(experiment, "TNFa", **arguments)
+    by = tl.estimate_effects(experiment, "TNFa", groupby="cell_type", **arguments)
     weights = experiment.obs["cell_type"].value_counts(normalize=True)
     wide = by.pivot(index="gene", columns="stratum", values="estimate")
     expected = (wide * weights[wide.columns].to_numpy()).sum(axis=1)
@@ -98,7 +105,7 @@ def test_a_pair_without_cells_is_extrapolated_and_says_so(fitted):
     unmeasured = table[table["stratum"] == "B"]
     assert (unmeasured["estimator"] == "extrapolation").all()
     assert unmeasured["estimate"].notna().all()
-    assert unmeasured[["std_error", "ci_low", "p_value", "q_value"]].isna().all().all()
+    assert unmeasured[["std_error", "df", "ci_low", "p_value", "q_value"]].isna().all().all()
     assert unmeasured["note"].str.contains("no design-based interval").all()
     assert (table.loc[table["stratum"] != "B", "estimator"] == "observed").all()
     assert tl.estimate_effects(fitted.adata, "IFNb", **arguments).equals(table)
@@ -181,7 +188,7 @@ def test_size_factors_normalise(experiment):
     adata.obs["size"] = 2.0
     keys = {"groupby": "cell_type", "cluster_key": "donor"}
     _set_up(adata, size_factor_key="size")
-    table = tl.estimate_effects(adata, "TNFa", scale="counts", **keys)
+    table = tl.estimate_effects(adata, "TNFa", scale="counts", normalisation="given", **keys)
     row = table[(table["stratum"] == "B")].iloc[0]
     cells = (adata.obs["cell_type"] == "B") & (adata.obs["treatment"] == "TNFa")
     mean = adata[cells.to_numpy(), row["gene"]].X.toarray()
@@ -194,7 +201,9 @@ def test_log_normalised_data_are_taken_as_they_are(experiment):
     adata = experiment.copy()
     adata.X = _log_normalised(experiment).astype(np.float32)
     model = VCI(_set_up(adata), likelihood="normal", seed=0)
-    expected = tl.estimate_effects(experiment, "TNFa", cluster_key="donor")
+    expected = tl.estimate_effects(
+        experiment, "TNFa", cluster_key="donor", scale="log1p", normalisation="given"
+    ).assign(depth_ratio=np.nan)
     for arguments in ({}, {"model": model}):
         arguments = {"cluster_key": "donor", **arguments}
         table = tl.estimate_effects(adata, "TNFa", **arguments)

@@ -36,7 +36,13 @@ def test_interactions_take_clusters_from_a_column(screen):
     assert (table["std_error"] != without["std_error"]).any()
     name, stratum = table.loc[table["note"] == "", ["treatment", "stratum"]].iloc[0]
     single = tl.estimate_effects(
-        cells, name, groupby="cell_type", min_cells=5, cluster_key="donor"
+        cells,
+        name,
+        groupby="cell_type",
+        min_cells=5,
+        cluster_key="donor",
+        scale="log1p",
+        normalisation="given",
     )
     own = table[(table["treatment"] == name) & (table["stratum"] == stratum)]
     np.testing.assert_allclose(

@@ -241,3 +241,31 @@ def test_bad_requests(fitted):
     VCI.setup_anndata(cells, layer="counts", categorical_covariate_keys=["cell_type"])
     with pytest.raises(RuntimeError, match="not trained"):
         tl.predict_interval(VCI(cells), "IFNb")
+
+
+def test_donors_that_training_saw_give_no_guarantee_and_new_ones_do():
+    data = _simulate(900, n_genes=20, seed=5)
+    data.obs["donor"] = np.arange(900) % 30
+    donor = data.obs["donor"].to_numpy()
+    data.obs["donor"] = data.obs["donor"].astype(str)
+    new = np.flatnonzero(donor >= 15)
+    old = np.flatnonzero(donor < 15)
+    parts = {"datasplitter_kwargs": {"external_indexing": [old[:400], old[400:], new]}}
+    model = _train(data, max_epochs=3, **parts)
+    with pytest.warns(UserWarning, match="cluster_key='donor' the guarantee is for cells"):
+        low = tl.predict_interval(model, "IFNb", layer_added="cells")[0]
+    assert data.uns["scvci"][low]["calibration"]["guarantee"].all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = tl.predict_interval(model, "IFNb", cluster_key="donor", layer_added="donors")
+    assert data.uns["scvci"][low]["calibration"]["guarantee"].all()
+    # Five new donors are too few at 0.9, and three quarters of the old ones are no new ones.
+    few = np.flatnonzero(donor >= 25)
+    with pytest.warns(UserWarning, match="needs 9 clusters of cluster_key="):
+        low, high = tl.predict_interval(
+            model, "IFNb", cluster_key="donor", calibration_indices=few, layer_added="few"
+        )
+    assert not data.uns["scvci"][low]["calibration"]["guarantee"].any()
+    assert np.isfinite(data.layers[high]).all()
+    with pytest.raises(KeyError, match="argument cluster_key"):
+        tl.predict_interval(model, "IFNb", cluster_key="mouse")

@@ -46,7 +46,7 @@ def adata(rng):
     return AnnData(np.log1p(counts), obs=obs, var=var, layers={"counts": counts})
 
 
-def _table(treatments, strata, scale="log1p", skipped=("gene3", "gene4"), seed=0):
+def _table(treatments, strata, scale="lfc", skipped=("gene3", "gene4"), seed=0):
     """Effects of every sign; skipped genes have no p-value."""
     rng = np.random.default_rng(seed)
     keys = pd.MultiIndex.from_product([treatments, strata, GENES])
@@ -79,7 +79,8 @@ def calls(monkeypatch):
     """Effects from :func:`_table` in place of estimates; what was asked for."""
     made = []
 
-    def estimate(adata, treatment, *, reference=None, groupby=None, scale="log1p", **kwargs):
+    def estimate(adata, treatment, *, reference=None, groupby=None, scale=None, **kwargs):
+        scale = scale or "lfc"
         made.append({"adata": adata, "groupby": groupby, "scale": scale, **kwargs})
         warnings.warn("a column looks like clusters", UserWarning, stacklevel=2)
         treatments = [treatment] if isinstance(treatment, str) else treatment
@@ -170,12 +171,24 @@ def test_levels_are_the_groups_of_one_treatment(adata, calls):
     assert adata.uns["key"]["params"]["groupby"] == "cell_type"
     assert adata.uns["key"]["params"]["method"] == "observed"
     assert adata.uns["key"]["names"].dtype.names == ("B cell", "T cell")
-    assert [call["scale"] for call in calls] == ["log1p", "lfc"]
+    assert [call["scale"] for call in calls] == ["lfc"]
     assert all(call["estimator"] == "robust" for call in calls)
     with pytest.raises(ValueError, match="Call once for each treatment"):
         _rank(model, ["a", "b"], groupby="cell_type")
     with pytest.raises(ValueError, match="must be one column"):
         _rank(model, "a", groupby=["cell_type", "donor"])
+
+
+def test_p_values_and_fold_changes_are_of_one_scale(adata, calls):
+    model = _model(adata)
+    for scale, ratio in (("counts", np.asarray), ("log1p", np.expm1)):
+        table = _rank(model, "a", scale=scale, key_added=scale).set_index("gene")
+        ranked = sc.get.rank_genes_groups_df(adata, "a", key=scale).set_index("names")
+        rows = table.loc[ranked.index]
+        expected = np.log2(ratio(rows["mean_factual"]) / ratio(rows["mean_counterfactual"]))
+        expected[rows["estimate"].isna()] = 0
+        np.testing.assert_allclose(ranked["logfoldchanges"], expected, rtol=1e-5)
+    assert [call["scale"] for call in calls] == ["counts", "log1p"]
 
 
 def test_fold_changes_are_estimated_once_and_other_cells_are_passed_on(adata, calls):
@@ -207,11 +220,12 @@ def test_nothing_of_the_users_is_overwritten(adata):
 
 
 def test_fold_changes_of_log_normalised_data_come_from_their_means(adata, calls):
-    table = _rank(_model(adata, likelihood="normal"), "a").set_index("gene")
+    table = _rank(_model(adata, likelihood="normal"), "a", scale="log1p").set_index("gene")
     assert len(calls) == 1
     ranked = sc.get.rank_genes_groups_df(adata, "a", key=KEY).set_index("names")
     means = np.expm1(table.loc[ranked.index, ["mean_factual", "mean_counterfactual"]])
     expected = np.log2(means["mean_factual"] / means["mean_counterfactual"])
+    expected[table.loc[ranked.index, "estimate"].isna()] = 0
     np.testing.assert_allclose(ranked["logfoldchanges"], expected, rtol=1e-4)
 
 
