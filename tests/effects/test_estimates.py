@@ -163,6 +163,37 @@ def test_clusters_nested_in_arms_have_welchs_errors(cells):
     np.testing.assert_allclose(table["df"], df)
 
 
+def test_errors_of_cells_and_of_wells_are_those_of_statsmodels(cells):
+    """HC2 errors of least squares: of cells in two arms, of wells within plates."""
+    api = pytest.importorskip("statsmodels.api")
+    outcomes = cells[0]
+    treatment = np.random.default_rng(5).integers(2, size=600)
+    table = estimate_effects(
+        outcomes, treatment, np.zeros(600, dtype=int), scale="counts", **names(12, "ca")
+    )
+    well = np.repeat(np.arange(24), 25)
+    plate, arm = well // 8, well % 3 == 0
+    by_well = estimate_effects(
+        outcomes,
+        arm.astype(int),
+        np.zeros(600, dtype=int),
+        clusters=well,
+        batch=plate,
+        scale="counts",
+        moderated=False,
+        **names(12, "ca"),
+    )
+    means = outcomes.reshape(24, 25, 12).mean(axis=1)
+    design = np.column_stack([arm[::25], *(plate[::25] == p for p in range(3))]).astype(float)
+    for g in range(12):
+        fit = api.OLS(outcomes[:, g], api.add_constant(treatment)).fit(cov_type="HC2")
+        np.testing.assert_allclose(table["estimate"][g], fit.params[1])
+        np.testing.assert_allclose(table["std_error"][g], fit.bse[1])
+        fit = api.OLS(means[:, g], design).fit(cov_type="HC2")
+        np.testing.assert_allclose(by_well["estimate"][g], fit.params[0])
+        np.testing.assert_allclose(by_well["std_error"][g], fit.bse[0])
+
+
 def _cr2(y, design, weights, contrast, cluster):
     """Weighted least squares with CR2 errors and Satterthwaite degrees of freedom, by matrices."""
     bread = np.linalg.pinv(design.T @ (weights[:, None] * design))

@@ -310,9 +310,7 @@ def test_arms_are_treatments_at_a_dose(screen):
 def test_interferon_genes_come_out_on_top(real_data, name, known):
     """Donors are the replicates: two or three of them, each with both arms."""
     adata = anndata.read_h5ad(real_data / f"{name}.h5ad")
-    table = tl.estimate_effects(
-        _set_up(adata), "IFNB", cluster_key="donor", min_cells=10, moderated=True
-    )
+    table = tl.estimate_effects(_set_up(adata), "IFNB", cluster_key="donor", min_cells=10)
     top = table.sort_values("p_value").head(12)
     found = top[top["gene"].isin(known)]
     assert len(found) >= 0.8 * len(known)
@@ -329,3 +327,16 @@ def test_nothing_is_found_where_nothing_is(real_data):
     found = table[table["q_value"] < 0.1]
     assert len(found) < 0.005 * tested.sum()
     assert found.groupby(["treatment", "stratum"]).ngroups <= 5
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("cluster_key", [None, "bio_rep"])
+def test_a_knock_out_without_effect_has_none_and_one_with_has(real_data, cluster_key):
+    adata = anndata.read_h5ad(real_data / "papalexi.h5ad")
+    VCI.setup_anndata(adata, categorical_covariate_keys=["bio_rep"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        table = tl.estimate_effects(adata, ["CD86", "STAT1"], cluster_key=cluster_key)
+    found = table[table["q_value"] < 0.1].groupby("treatment").size()
+    assert found.get("CD86", 0) == 0
+    assert found["STAT1"] > 30
