@@ -1,6 +1,6 @@
 """The paper's Marson experiment: 69 genes activated in primary human T cells (CRISPRa).
 
-    python benchmarks/marson.py --smoke                   # simulated raw file, under a minute
+    python benchmarks/marson.py --smoke                   # simulated raw file, about a minute
     python benchmarks/marson.py --data FOLDER_OR_FILE     # marson_formatted_raw.h5ad
     python benchmarks/marson.py --download FOLDER         # fetches and checks it first
     python benchmarks/marson.py --rehearse --methods VCI  # full size, simulated counts

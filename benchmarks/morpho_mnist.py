@@ -193,6 +193,7 @@ def fitted(data_file: Path, epochs: int | None) -> ImageVCI:
     """Return the model of the full run, trained first where there is none."""
     folder = RESULTS / "model_seed0"
     if not (folder / "model.pt").exists():
+        print(f"There is no model in {folder}; it is trained first, as by the full run.")
         train(load(data_file), "VCI", 0, epochs).save(folder, overwrite=True)
     return ImageVCI.load(folder, adata=False)
 
@@ -229,23 +230,38 @@ def load(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
-def predict(model: ImageVCI, source: Path, target: Path) -> None:
-    """Serve the images of a file."""
+def requests(source: Path) -> dict[str, np.ndarray]:
+    """Read the images of a file and what they are to become."""
     with np.load(source) as given:
         needed = ["image", *ATTRIBUTES, *(f"target_{name}" for name in ATTRIBUTES)]
         if missing := [name for name in needed if name not in given]:
             sys.exit(f"{source} lacks the arrays {missing}; it must hold {needed}.")
         arrays = {name: given[name] for name in needed}
+    n = len(arrays["image"])
+    if arrays["image"].size != n * 28 * 28 or any(len(a) != n for a in arrays.values()):
+        shapes = {name: array.shape for name, array in arrays.items()}
+        sys.exit(
+            f"{source} must hold n images of 28 × 28 pixels and n numbers each; got {shapes}."
+        )
+    return arrays
+
+
+def predict(model: ImageVCI, arrays: dict[str, np.ndarray], target: Path) -> None:
+    """Serve the images of a file."""
     own = {name: arrays[name] for name in ATTRIBUTES}
     to = {name: arrays[f"target_{name}"] for name in ATTRIBUTES}
     images = change(model, arrays["image"] / np.float32(255), own, to)
-    np.savez_compressed(target, image=images.astype(np.float32))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with target.open("wb") as file:
+        np.savez_compressed(file, image=images.astype(np.float32))
     print(f"Wrote {len(images)} images to {target}.")
 
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=DATA, help="file of images and the truth")
     parser.add_argument("--methods", nargs="+", default=["VCI"], choices=sorted(METHODS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -260,7 +276,8 @@ def main() -> None:
     if (arguments.predict is None) != (arguments.out is None):
         parser.error("--predict and --out belong together.")
     if arguments.predict is not None:
-        predict(fitted(arguments.data, arguments.epochs), arguments.predict, arguments.out)
+        given = requests(arguments.predict)
+        predict(fitted(arguments.data, arguments.epochs), given, arguments.out)
         return
     folder = RESULTS / "smoke" if arguments.smoke else RESULTS
     data = smoke_data() if arguments.smoke else load(arguments.data)

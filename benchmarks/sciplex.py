@@ -1,6 +1,6 @@
 """The paper's Sciplex experiment: 188 drugs at four doses in three cell lines.
 
-    python benchmarks/sciplex.py --smoke                   # simulated raw files, under a minute
+    python benchmarks/sciplex.py --smoke                   # simulated raw files, about a minute
     python benchmarks/sciplex.py --data FOLDER_OR_FILES    # sciplex_raw_chunk_{0..4}.h5ad
     python benchmarks/sciplex.py --download FOLDER         # fetches and checks them first
     python benchmarks/sciplex.py --rehearse --methods VCI  # full size, simulated counts

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from ._fields import Prepared
 
 
+#: Largest number that networks in single precision still tell from infinity, squared.
+_LARGEST = 1e15
+
+
 class AttributeField(CodesField):
     """Values of the attributes of each cell.
 
@@ -55,6 +59,7 @@ class AttributeField(CodesField):
             if key not in adata.obs:
                 raise KeyError(missing_key_message(adata, key, "treatment_keys"))
             column = adata.obs[key]
+            _check_kind(column, key)
             if _is_number(column):
                 levels.append(None)
                 n_values = column.nunique()
@@ -188,21 +193,25 @@ def read_attributes(
         column = (columns or {}).get(key, key)
         if column not in adata.obs:
             cure = f"The model reads attribute {key!r} from it; add the column."
-            raise KeyError(missing_key_message(adata, column, "treatment_keys", cure))
+            argument = "target_keys" if column != key else "treatment_keys"
+            raise KeyError(missing_key_message(adata, column, argument, cure))
         if levels is None:
+            _check_kind(adata.obs[column], column)
             found = pd.to_numeric(adata.obs[column], errors="coerce").to_numpy(dtype=float)
-            wrong = judged[~np.isfinite(found[judged])]
+            wrong = judged[~(np.abs(found[judged]) <= _LARGEST)]
             if len(wrong):
                 raise ValueError(
-                    f"obs[{column!r}] must hold finite numbers; {len(wrong)} cells do not (first: "
-                    f"{str(adata.obs_names[wrong[0]])!r})."
+                    f"obs[{column!r}] must hold finite numbers of at most {_LARGEST:g}; "
+                    f"{len(wrong)} cells do not (first: {str(adata.obs_names[wrong[0]])!r})."
                 )
         else:
             codes, texts = read_labels(adata.obs[column], column, rows)
             found = np.append(encode(texts, levels), -1)[codes]
             wrong = judged[found[judged] < 0]
             if len(wrong):
-                raise ValueError(unknown_level_message(key, texts[codes[wrong[0]]], levels))
+                where = f" (obs[{column!r}], cell {str(adata.obs_names[wrong[0]])!r})"
+                message = unknown_level_message(key, texts[codes[wrong[0]]], levels)
+                raise ValueError(message + where)
         values.append(np.asarray(found, dtype=float))
     return np.stack(values, axis=1)
 
@@ -235,8 +244,10 @@ def attribute_value(state: Mapping[str, Any], name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = np.nan
-    if not np.isfinite(number):
-        raise ValueError(f"{name} must be set to a finite number; got {value!r}.")
+    if not abs(number) <= _LARGEST:
+        raise ValueError(
+            f"{name} must be set to a finite number of at most {_LARGEST:g}; got {value!r}."
+        )
     return number
 
 
@@ -246,6 +257,15 @@ def unknown_level_message(name: str, level: str, levels: Sequence[str]) -> str:
         unknown_name_message(f"Level of treatment {name!r}", level, levels)
         + " The model can only set levels that it was trained on."
     )
+
+
+def _check_kind(column: pd.Series, name: str) -> None:
+    """Refuse columns that are neither numbers nor names."""
+    if pd.api.types.is_complex_dtype(column) or column.dtype.kind in "mM":
+        raise ValueError(
+            f"obs[{name!r}] holds {column.dtype} values; a treatment is a number or a name. "
+            "Convert the column first."
+        )
 
 
 def _is_number(column: pd.Series) -> bool:

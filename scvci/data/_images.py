@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
@@ -19,7 +20,6 @@ from ._fields import encode_covariates, stratum_codes
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import pandas as pd
     import rich.table
     from anndata import AnnData
 
@@ -116,7 +116,9 @@ def get_images(adata: AnnData, image_key: str | None) -> Any:
             f"obsm has no entry {image_key!r} (argument image_key). Entries found: "
             f"{found or 'none'}. Images are arrays of shape (cells, channels, height, width)."
         )
-    return adata.obsm[image_key]
+    images = adata.obsm[image_key]
+    # Rows of a data frame are not what its brackets give.
+    return images.to_numpy() if isinstance(images, pd.DataFrame) else images
 
 
 def find_shape(
@@ -277,11 +279,13 @@ class ImageCells:
     def pixels(self, rows: np.ndarray) -> np.ndarray:
         """Flat images of rows in any order, shape ``(n_rows, n_pixels)``, float32."""
         block = self.images[rows]
+        masked = np.ma.getmaskarray(block) if np.ma.isMaskedArray(block) else None
         block = block.toarray() if sparse.issparse(block) else np.asarray(block)
         flat = block.reshape(len(rows), -1)
         if flat.dtype == np.uint8:
-            return flat.astype(np.float32) / 255
-        return flat.astype(np.float32, copy=False)
+            flat = flat.astype(np.float32) / 255
+        flat = flat.astype(np.float32, copy=False)
+        return flat if masked is None else np.where(masked.reshape(flat.shape), np.nan, flat)
 
     def check_pixels(self, support: tuple[float, float]) -> None:
         """Check the images of the cells in question.

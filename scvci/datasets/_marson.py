@@ -169,6 +169,8 @@ def prepare_marson(
         cells = steps.keep(cells, cells[_RECORDED_COUNTS] > 0, "recorded counts")
         cells = cells.drop(columns=_RECORDED_COUNTS)
         cells = steps.keep(cells, _is_known(cells["donor"]), "donor")
+        if not (known := _is_known(cells["stimulation"])).all():
+            cells = steps.keep(cells, known, "stimulation")
         cells = filter_cells(cells, cell_filter or CellFilter(), steps)
         targets = sorted(set(_named(cells["treatment"])) - {_CONTROL})
         genes = Genes.named(symbols, kept=targets)

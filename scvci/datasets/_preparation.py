@@ -550,7 +550,8 @@ def _held_out(cells: pd.DataFrame, effects: pd.Series, recipe: Recipe) -> tuple[
     Raises
     ------
     ValueError
-        If a name is no treatment, there are too few treatments, or one has no other cells.
+        If a name is no treatment, there are too few treatments, or one has no cells to hold out,
+        or no others.
     """
     names = recipe.ood_treatments
     if names is None:
@@ -561,7 +562,8 @@ def _held_out(cells: pd.DataFrame, effects: pd.Series, recipe: Recipe) -> tuple[
                 "fewer, or name them (ood_treatments)."
             )
     known = sorted(set(cells["treatment"]) - {recipe.control})
-    elsewhere = set(cells["treatment"][~recipe.in_context(cells)])
+    inside = recipe.in_context(cells)
+    within, elsewhere = (set(cells["treatment"][rows]) for rows in (inside, ~inside))
     for name in names:
         if name not in known:
             raise ValueError(unknown_name_message("ood_treatments", name, known, "no treatment"))
@@ -569,6 +571,11 @@ def _held_out(cells: pd.DataFrame, effects: pd.Series, recipe: Recipe) -> tuple[
             raise ValueError(
                 f"Treatment {name!r} would be held out of {recipe.context}, but has no cell "
                 "elsewhere to learn from. Prepare more strata, or name others (ood_treatments)."
+            )
+        if name not in within:
+            raise ValueError(
+                f"Treatment {name!r} has no cell in {recipe.context} that could be held out. Name "
+                "others (ood_treatments)."
             )
     return names
 
@@ -587,6 +594,12 @@ def _training_cells(cells: pd.DataFrame, split_by: str | None) -> np.ndarray:
     if split_by is None:
         train, _ = train_test_split(rows, test_size=_TEST_SHARE, random_state=_SPLIT_SEED)
         return train
+    missing = cells[split_by].isna()
+    if missing.any():
+        raise ValueError(
+            f"{missing.sum()} cells have no {split_by} (first: {missing.idxmax()!r}); every cell "
+            "belongs to a group that is split as a whole."
+        )
     groups = cells[split_by].astype(str)
     if groups.nunique() < 2:
         raise ValueError(

@@ -183,8 +183,9 @@ def _name_treatments(cells: pd.DataFrame) -> pd.DataFrame:
         If a product or a dose is missing or a treated cell has no dose.
     """
     for column in ("product_name", "cell_type", "replicate"):
-        if cells[column].isna().any():
-            at = cells.index[cells[column].isna()][0]
+        missing = cells[column].isna() | (cells[column].astype(str) == "")
+        if missing.any():
+            at = cells.index[missing][0]
             raise ValueError(f"Cell {at!r} has no {column}; fill it in or leave the cell out.")
     product = cells["product_name"].astype(str)
     treatment = product.str.split(" ").str[0]

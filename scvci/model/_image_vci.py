@@ -125,6 +125,7 @@ class ImageVCI(ModelBase):
         )
         with Seeded(self.seed_):
             self.module = ImageModule(sizes, self.config, encoder, decoder)
+            self.module.check_networks()
         if adata is not None:
             self.cells()
         #: Networks that are the user's own, which a file does not hold.
@@ -149,7 +150,8 @@ class ImageVCI(ModelBase):
     ) -> None:
         """Register images, treatments and covariates of an AnnData.
 
-        Everything is checked before anything is written: a refused AnnData is left as it was.
+        Shapes and labels are checked before anything is written: a refused AnnData is left as it
+        was. Pixels are checked when a model is built, whose likelihood says what they may be.
 
         Parameters
         ----------
@@ -249,6 +251,15 @@ class ImageVCI(ModelBase):
 
     def _check_labels(self, cells: ImageCells) -> None:
         """Compare labels with what ``setup_anndata`` saw: levels and strata are built on it."""
+        names = self.adata_manager.adata.uns.get("_scvi_uuid")
+        latest = self._setup_adata_manager_store.get(names)
+        if latest is not None and latest is not self.adata_manager:
+            keys_now = latest.registry["setup_args"]["treatment_keys"]
+            if list(keys_now) != self.treatments:
+                raise ValueError(
+                    f"adata has been set up anew, with treatment_keys={list(keys_now)}; the model "
+                    f"was built on {self.treatments}. Build a new model."
+                )
         labels = {}
         for key, now in (
             (keys.TREATMENT_KEY, cells.values),
@@ -352,9 +363,16 @@ class ImageVCI(ModelBase):
         results.check("obsm", key, _KIND, label)
         images = np.full((cells.adata.n_obs, self.module.sizes.n_pixels), np.nan, np.float32)
         with torch.inference_mode():
-            for rows, tensors in cells.batches(batch_size or settings.batch_size):
+            for rows, tensors in cells.batches(_batch_size(batch_size)):
                 tensors[keys.TARGET_KEY] = torch.as_tensor(target[rows], dtype=torch.float32)
                 images[rows] = self._decode(self.on_device(tensors)).cpu().numpy()
+                wrong = rows[~np.isfinite(images[rows]).all(axis=1)]
+                if len(wrong):
+                    raise ValueError(
+                        f"The predicted image of cell {str(cells.names[wrong[0]])!r} is not "
+                        "finite: its treatment, or the weights of the model, are beyond what "
+                        "networks can compute with. Nothing was written."
+                    )
         record = {
             "kind": _KIND,
             "treatment": label,
@@ -389,9 +407,11 @@ class ImageVCI(ModelBase):
         self.require_trained("compute latent states")
         cells, parts = self.cells(adata, indices), []
         with torch.inference_mode():
-            for _, tensors in cells.batches(batch_size or settings.batch_size):
+            for _, tensors in cells.batches(_batch_size(batch_size)):
                 qz = self._posterior(self.on_device(tensors))
                 parts.append((qz.loc if give_mean else qz.sample()).cpu().numpy())
+        if not parts:
+            raise ValueError("indices= selects no cell.")
         return np.concatenate(parts)
 
     def _posterior(self, tensors: dict[str, torch.Tensor]) -> torch.distributions.Normal:
@@ -468,4 +488,12 @@ class ImageVCI(ModelBase):
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    """Write a value as short as tells it from others."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return str(value)
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value)
+
+
+def _batch_size(given: int | None) -> int:
+    return settings.batch_size if given is None else given

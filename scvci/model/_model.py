@@ -260,7 +260,8 @@ class ModelBase(BaseModelClass):
         Raises
         ------
         ValueError
-            If the model holds no cells, or labels in ``obs`` changed since ``setup_anndata``.
+            If the model holds no cells, labels in ``obs`` changed since ``setup_anndata``, or
+            there is no epoch or no cell in a batch.
 
         Warns
         -----
@@ -274,6 +275,9 @@ class ModelBase(BaseModelClass):
                 "There is nothing new to train: the reference was trained on all strata, batches "
                 "and treatments of these cells. Predict with the model as it is."
             )
+        for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
         defaults = self.training_defaults
         batch_size = batch_size or defaults.batch_size or settings.batch_size
         seed = self.seed_ + self.n_trainings_

@@ -106,6 +106,10 @@ class Objective:
         )
 
     def __post_init__(self) -> None:
+        for name in ("individual", "covariate", "divergence"):
+            weight = getattr(self, name)
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"weights[{name!r}]={weight} must be finite and at least 0.")
         if self.prior not in ("counterfactual", "standard"):
             raise ValueError(
                 f"prior must be 'counterfactual' or 'standard' (normal); got {self.prior!r}."

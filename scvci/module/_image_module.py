@@ -9,6 +9,7 @@ from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
 from scvi.module.base import auto_move_data
 from torch import Tensor, nn
+from torch.distributions import Normal
 from torch.nn.functional import one_hot
 
 from scvci.data import _constants as keys
@@ -21,7 +22,7 @@ from ._objective import ObjectiveModule, level_codes
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch.distributions import Distribution, Normal
+    from torch.distributions import Distribution
 
     from ._config import ImageConfig
     from ._sizes import ImageSizes
@@ -85,6 +86,41 @@ class ImageModule(ObjectiveModule):
         )
         self.register_buffer("attribute_mean", torch.zeros(len(sizes.n_values)))
         self.register_buffer("attribute_scale", torch.ones(len(sizes.n_values)))
+
+    def check_networks(self) -> None:
+        """Pass two empty images through networks that may be the user's own.
+
+        Raises
+        ------
+        ValueError
+            If one of them fails, or returns something of another kind or shape.
+        """
+        sizes, n = self.sizes, 2
+        codes = torch.zeros(n, sizes.n_treatment), torch.zeros(n, sizes.n_covariate)
+        shape = (n, self.likelihood.n_heads, *sizes.shape)
+        training = self.training
+        self.eval()
+        try:
+            with torch.no_grad():
+                qz = self.encoder(torch.zeros(n, *sizes.shape), *codes)
+                if not isinstance(qz, Normal) or qz.loc.ndim != 2 or len(qz.loc) != n:
+                    raise ValueError(
+                        f"encoder= returned {_described(qz)}; it must return a Normal of batch "
+                        "shape (n_cells, n_latent)."
+                    )
+                heads = self.decoder(qz.loc, *codes)
+        except (AttributeError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"encoder= or decoder= failed on {n} images of shape {sizes.shape} with "
+                f"{sizes.n_treatment} treatment and {sizes.n_covariate} covariate codes: {error}"
+            ) from error
+        finally:
+            self.train(training)
+        if not isinstance(heads, Tensor) or tuple(heads.shape) != shape:
+            raise ValueError(
+                f"decoder= returned {_described(heads)}; it must return a tensor of shape "
+                f"(n_cells, heads, channels, height, width), here {shape}."
+            )
 
     # -- inputs ---------------------------------------------------------------------------------
 
@@ -207,3 +243,9 @@ class ImageModule(ObjectiveModule):
         """
         for name, value in (("attribute_mean", mean), ("attribute_scale", scale)):
             self.get_buffer(name).copy_(torch.as_tensor(value, dtype=torch.float32))
+
+
+def _described(value: object) -> str:
+    """Type, and shape if there is one, of what a network returned."""
+    shape = getattr(value, "shape", getattr(value, "batch_shape", None))
+    return type(value).__name__ + ("" if shape is None else f" of shape {tuple(shape)}")

@@ -232,3 +232,17 @@ def test_the_simulation_is_seeded(raw):
 def test_the_simulation_refuses_sizes_that_make_no_sense(wrong, message):
     with pytest.raises(ValueError, match=message):
         simulate_marson_raw(**wrong)
+
+
+def test_cells_without_a_label_are_dropped_or_named(raw):
+    cells = raw.copy()
+    cells.obs["stim"] = cells.obs["stim"].astype(object)
+    cells.obs.iloc[3:60, cells.obs.columns.get_loc("stim")] = np.nan
+    for protocol in ("published", "corrected"):
+        prepared = prepare_marson(cells, protocol=protocol, **OPTIONS)
+        assert prepared.obs["stimulation"].notna().all()
+        assert "stimulation" in prepared.uns["preparation"]["n_cells"]
+    cells = raw.copy()
+    cells.obs["well"] = np.where(np.arange(len(cells)) % 2, "a", None)
+    with pytest.raises(ValueError, match="cells have no well"):
+        prepare_marson(cells, protocol="corrected", split_by="well", **OPTIONS)

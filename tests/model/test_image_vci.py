@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -290,3 +291,81 @@ def test_a_model_says_what_it_is(model):
     assert "treatments: brightness, size" in text
     assert "trained:    yes, seed 0" in text
     assert f"{SIDE} × {SIDE} pixels" in text
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_weights_are_finite_and_not_negative(weight):
+    adata = blobs(20)
+    ImageVCI.setup_anndata(adata, treatment_keys=TREATMENTS)
+    with pytest.raises(ValueError, match=r"weights\['individual'\]="):
+        ImageVCI(adata, weights={"individual": weight})
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"decoder": nn.Identity()},
+        {"encoder": nn.Flatten()},
+        {"encoder": lambda *inputs: inputs[0]},
+    ],
+)
+def test_networks_of_another_form_are_refused_when_the_model_is_built(broken):
+    adata = blobs(20)
+    ImageVCI.setup_anndata(adata, treatment_keys=TREATMENTS)
+    with pytest.raises(ValueError, match="coder="):
+        ImageVCI(adata, architecture=SMALL, **broken)
+
+
+def test_numbers_that_networks_cannot_compute_with_are_refused(model):
+    adata = blobs(10, seed=4)
+    with pytest.raises(ValueError, match="brightness must be set to a finite number of at most"):
+        model.predict_counterfactual({"brightness": 1e39}, adata)
+    adata.obs["wanted"] = 1e39
+    with pytest.raises(ValueError, match=r"obs\['wanted'\] must hold finite numbers of at most"):
+        model.predict_counterfactual(adata=adata, target_keys={"brightness": "wanted"})
+    adata.obs["wanted"] = pd.Timestamp("2020-01-01")
+    with pytest.raises(ValueError, match="a treatment is a number or a name"):
+        model.predict_counterfactual(adata=adata, target_keys={"brightness": "wanted"})
+    assert not [key for key in adata.obsm if key.startswith("counterfactual")]
+
+
+def test_requests_that_differ_have_names_that_differ(model):
+    adata = blobs(10, seed=4)
+    keys = {
+        model.predict_counterfactual({"brightness": value}, adata) for value in (0.5, 0.5000001)
+    }
+    assert keys == {"counterfactual_brightness=0.5", "counterfactual_brightness=0.5000001"}
+
+
+def test_images_in_a_data_frame_are_read_by_rows_and_masked_pixels_are_missing():
+    adata = blobs(40)
+    images = adata.obsm["image"].reshape(40, -1)
+    shape = adata.obsm["image"].shape[1:]
+    adata.obsm["table"] = pd.DataFrame(images, index=adata.obs_names)
+    ImageVCI.setup_anndata(adata, "table", treatment_keys=TREATMENTS, image_shape=shape)
+    cells = ImageVCI(adata, architecture=SMALL).cells()
+    np.testing.assert_allclose(cells.pixels(np.array([3, 1])), images[[3, 1]], rtol=1e-6)
+    masked = np.ma.array(adata.obsm["image"], mask=False)
+    masked[2] = np.ma.masked
+    adata = blobs(40)
+    ImageVCI.setup_anndata(adata, treatment_keys=TREATMENTS)
+    model = ImageVCI(adata, architecture=SMALL)
+    adata.obsm["image"] = masked
+    if np.ma.isMaskedArray(adata.obsm["image"]):
+        with pytest.raises(ValueError, match="missing or infinite pixels"):
+            model.cells()
+
+
+def test_a_model_whose_cells_were_set_up_anew_says_so():
+    adata = blobs(40)
+    ImageVCI.setup_anndata(adata, treatment_keys=TREATMENTS)
+    model = ImageVCI(adata, architecture=SMALL)
+    ImageVCI.setup_anndata(adata, treatment_keys=["size"])
+    with pytest.raises(ValueError, match="set up anew"):
+        model.train(1)
+    for arguments, text in (
+        ({"max_epochs": 0}, "max_epochs=0"),
+        ({"batch_size": 0}, "batch_size"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            ImageVCI(adata, architecture=SMALL).train(**arguments)
