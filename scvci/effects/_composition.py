@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 #: Counts' worth of a set of cells from which on its ratio to the reference is used.
 _LEAST_COUNTS = 5.0
 #: Fewest genes that a factor is found from.
-_MIN_GENES = 50
+_MIN_GENES = 20
 #: Variance of log-ratios between sets of cells that no number of counts reduces.
 _SPREAD = 0.05
 #: Relative difference of totals that is rounding.
@@ -42,7 +42,7 @@ def composition_factors(outcomes: Any, design: Design) -> np.ndarray:
 
     Returns
     -------
-    Factor of each cell, shape ``(n_cells,)``; 1 in sets with fewer than 50 genes to go by.
+    Factor of each cell, shape ``(n_cells,)``; 1 in sets with fewer than 20 genes to go by.
 
     References
     ----------

@@ -196,7 +196,7 @@ def pseudobulk_effect(
         )
         estimate = np.log2(compared) - np.log2(baseline)
         # The interval excludes 0 where the test does.
-        far = np.abs(tested) > _CLOSE
+        far = (np.abs(tested) > _CLOSE) & (np.abs(estimate) > _CLOSE)
         stretch = np.where(far, estimate / np.where(far, tested, 1), 1 + offset / baseline)
         # What counting alone makes logarithms vary, if both arms had the same mean.
         mean = means.mean(axis=0)

@@ -97,6 +97,24 @@ def test_a_gene_that_takes_a_third_of_the_library_changes_no_other(rng, cluster_
     assert given["estimate"].iloc[1:].median() < -0.3
 
 
+def test_uneven_donors_and_rare_genes_give_numbers_without_warnings(rng):
+    """Donors of 3 to 300 cells; genes with a handful of counts."""
+    size = np.array([3, 300, 20, 5, 150, 12, 40, 3])
+    donor = np.repeat(np.arange(8), size)
+    treated = donor % 2 == 1
+    log_rate = np.tile(np.log(rng.choice([0.001, 0.01, 1, 5], 200)), (len(donor), 1))
+    counts = _counts(rng, log_rate, np.full(len(donor), 1000))
+    adata = _register(counts, {"treated": treated, "donor": donor.astype(str)})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        table = tl.estimate_effects(adata, "drug", cluster_key="donor", min_cells=5)
+    tested = table["p_value"].notna()
+    assert np.isfinite(table.loc[tested, ["estimate", "std_error", "ci_low", "ci_high"]]).all(None)
+    # An interval leaves 0 out where the test rejects.
+    outside = (table["ci_low"] > 0) | (table["ci_high"] < 0)
+    np.testing.assert_array_equal(outside[tested], table.loc[tested, "p_value"] < 0.05)
+
+
 def test_donors_are_paired_whether_or_not_they_are_a_covariate(rng):
     donor, treated, log_rate = _donors(rng, 6, 80, paired=True, size=150, spread=0.5)
     slope = rng.normal(0, 0.3, (6, 80))
