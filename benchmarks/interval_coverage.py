@@ -36,6 +36,8 @@ REGIMES: dict[str, dict] = {
     "held-out pairs": {"held_out": 3},
 }
 _COMMON = {"n_cells": 2000, "n_genes": 100, "n_treatments": 4, "confounding": 0.0}
+#: Cells with a latent state beyond so many standard deviations are at the edge.
+_EDGE = 2.0
 #: Genes whose counts are not nearly all zero.
 _EXPRESSED = 1.0
 
@@ -89,6 +91,7 @@ def score(
     expressed = np.zeros(truth.shape, dtype=bool)
     for cells in stratum.groupby(stratum).indices.values():
         expressed[cells] = truth[cells].mean(axis=0) > _EXPRESSED
+    edge = (np.abs(adata.obsm["latent"][rows]) > _EDGE).any(axis=1)
     records = []
     for method, (low, high) in bounds.items():
         covered = (low <= truth) & (truth <= high)
@@ -104,6 +107,8 @@ def score(
                         "method": method,
                         "coverage": covered[chosen].mean(),
                         "expressed": covered[chosen][expressed[chosen]].mean(),
+                        "expressed, edge": _mean(covered, expressed, chosen & edge),
+                        "rare, edge": _mean(covered, ~expressed, chosen & edge),
                         "fresh noise": fresh_covered[chosen].mean(),
                         "width": width[chosen].mean(),
                         "counts": (high - low)[chosen].mean(),
@@ -111,6 +116,11 @@ def score(
                     }
                 )
     return records
+
+
+def _mean(values: np.ndarray, of: np.ndarray, rows: np.ndarray) -> float:
+    inside = values[rows][of[rows]]
+    return float(inside.mean()) if inside.size else float("nan")
 
 
 def _fresh_counts(adata: AnnData, treatment: str) -> np.ndarray:
@@ -146,7 +156,15 @@ def main() -> None:
             print(f"{regime}, seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
     table = pd.DataFrame(records)
     by = ["regime", "pair", "cells", "method"]
-    values = ["coverage", "expressed", "fresh noise", "width", "counts"]
+    values = [
+        "coverage",
+        "expressed",
+        "expressed, edge",
+        "rare, edge",
+        "fresh noise",
+        "width",
+        "counts",
+    ]
     weighted = table[values].mul(table["weight"], axis=0).assign(weight=table["weight"])
     sums = pd.concat([table[by], weighted], axis=1).groupby(by, sort=False).sum()
     print(f"\nCoverage at level {arguments.level:g} of true counterfactual counts, over cells x")

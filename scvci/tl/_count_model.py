@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scipy import sparse, stats
+from scipy import stats
+
+from scvci.effects._design import indicator
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -162,11 +164,7 @@ def _sum_rows(cells: Any, rows: np.ndarray, member: np.ndarray, n: int) -> np.nd
     total = np.zeros((n, len(cells.genes)))
     for start in range(0, len(rows), 4096):
         part = slice(start, start + 4096)
-        own = sparse.csr_matrix(
-            (np.ones(len(rows[part])), (member[part], np.arange(len(rows[part])))),
-            shape=(n, len(rows[part])),
-        )
-        total += (own @ cells.counts(rows[part])).toarray()
+        total += (indicator(member[part], n) @ cells.counts(rows[part])).toarray()
     return total
 
 
