@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ._contrasts import DIFFERENCE, derivative, weighted_sum
-from ._intervals import NO_RATIO, Estimate, infer, zero_p_value
+from ._intervals import NO_RATIO, Estimate, infer, student_interval, zero_p_value
 
 if TYPE_CHECKING:
     from ._comparisons import Comparison
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from ._validation import Estimand, Scale
 
 _TINY = 1e-12
+#: Where this many times more cells of one arm express a gene, and so many beside, means are
+#: compared by their difference. Unequal depth alone seldom does that.
+_TIMES_EXPRESSING, _LEAST_EXPRESSING = 8, 20
 
 
 @dataclass(frozen=True)
@@ -60,16 +63,50 @@ def measured_effect(
         both = both + share * means.value[2:]
         gradient = derivative(contrast.weights, both, options.scale)
         weights = np.concatenate([gradient, share * gradient])
-    return infer(
-        means,
-        weights,
-        estimate=weighted_sum(contrast.weights, both, options.scale),
-        compared=both[0],
-        baseline=both[1],
-        expressing=contrast.count_expressing(sums),
-        level=options.level,
-        min_expressing=options.min_expressing,
-        lost_df=lost_df,
+    rules: dict[str, Any] = {
+        "compared": both[0],
+        "baseline": both[1],
+        "expressing": contrast.count_expressing(sums),
+        "level": options.level,
+        "min_expressing": options.min_expressing,
+        "lost_df": lost_df,
+    }
+    estimate = weighted_sum(contrast.weights, both, options.scale)
+    found = infer(means, weights, estimate=estimate, **rules)
+    if options.scale != "lfc":
+        return found
+    linear = derivative(contrast.weights, both)
+    linear = linear if len(means.value) == 2 else np.concatenate([linear, share * linear])
+    difference = infer(means, linear, estimate=weighted_sum(contrast.weights, both), **rules)
+    inside = contrast.units[:, None], contrast.arms
+    fewer, more = np.sort(sums.expressing[inside].sum(axis=0), axis=0)
+    silenced = more > _LEAST_EXPRESSING + _TIMES_EXPRESSING * fewer
+    by_difference = _ratio_by_difference(found, difference, options.level)
+    return Estimate.combine([by_difference, found], lambda two: np.where(silenced, *two))
+
+
+def _ratio_by_difference(ratio: Estimate, difference: Estimate, level: float) -> Estimate:
+    """Log-ratio of means whose difference is tested.
+
+    The logarithm of a mean that rests on a few counts has no useful error: a gene that a treatment
+    silences, or switches on, would never be found. That both means are the same can be tested on
+    their difference.
+    """
+    same = (difference.estimate == 0) | (ratio.estimate == 0)
+    stretch = np.divide(
+        ratio.estimate, difference.estimate, out=np.ones_like(ratio.estimate), where=~same
+    )
+    std_error = np.where(same, ratio.std_error, difference.std_error * stretch)
+    low, high, _ = student_interval(ratio.estimate, std_error, difference.df, level)
+    return replace(
+        ratio,
+        std_error=std_error,
+        ci_low=low,
+        ci_high=high,
+        p_value=difference.p_value,
+        df=difference.df,
+        tested=difference.estimate,
+        stretch=stretch,
     )
 
 

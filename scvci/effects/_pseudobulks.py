@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 #: Counts of the shallowest arm that are added before a logarithm is taken. It is nearly linear
 #: then where counts are few, so that arms of unequal depth do not differ by its curvature.
 _OFFSET = 2.0
+#: Counts of a pseudobulk from which on the curvature of the logarithm is of second order.
+_MANY = 15.0
 #: Eigenvalues of residuals' covariance that are rounding errors.
 _TINY = 1e-9
 #: Expressing cells from which on an arm's own ratio of variance to mean is known.
@@ -188,7 +190,10 @@ def pseudobulk_effect(
         fano = _variance_to_mean(sums, counts, inside)
         offset = _OFFSET * fano.max(axis=0) * (1 / plan.size).mean()
         offset = np.where(offset > 0, offset, 1.0)
-        logs = np.log2(means + offset)
+        arm = np.where(plan.treated, 0, 1)
+        worth = fano[arm] / plan.size[:, None]
+        level = np.stack([_average(means, plan.size * (arm == a)) for a in (0, 1)])[arm]
+        logs = np.log2(means + offset) - _curvature(level, offset, worth)
         tested, base = plan.effect @ logs, plan.baseline @ logs
         error = np.sqrt(((plan.pulls @ logs) ** 2).sum(axis=0))
         baseline, compared = (
@@ -200,7 +205,7 @@ def pseudobulk_effect(
         stretch = np.where(far, estimate / np.where(far, tested, 1), 1 + offset / baseline)
         # What counting alone makes logarithms vary, if both arms had the same mean.
         mean = means.mean(axis=0)
-        counting = (plan.effect**2 / plan.size) @ fano[np.where(plan.treated, 0, 1)] * mean
+        counting = plan.effect**2 @ worth * mean
         least = np.sqrt(counting) / ((mean + offset) * np.log(2))
     problem = np.zeros(len(estimate), dtype=np.int8)
     problem[sums.expressing[inside].sum(axis=(0, 1)) < options.min_expressing] = SPARSE
@@ -226,6 +231,45 @@ def pseudobulk_effect(
         stretch=stretch,
         least_error=least,
     )
+
+
+def _average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    return weights @ values / weights.sum()
+
+
+def _curvature(mean: np.ndarray, offset: np.ndarray, worth: np.ndarray) -> np.ndarray:
+    """How much lower the expected log2 of a mean is than that of its expectation.
+
+    The fewer counts a pseudobulk has, the lower its logarithm is on average: with unequal numbers
+    of cells or depths, arms would differ by that, and the more surely the more clusters there are.
+    Means are taken for Poisson counts times what a count is worth.
+
+    Parameters
+    ----------
+    mean
+        Expected means, shape ``(n_rows, n_genes)``.
+    offset
+        Added before the logarithm, shape ``(n_genes,)``.
+    worth
+        Mean that one count makes, shape ``(n_rows, n_genes)``.
+
+    Returns
+    -------
+    Shape ``(n_rows, n_genes)``, at most 0.
+    """
+    worth = np.where(worth > 0, worth, 1.0)
+    rate, added = mean / worth, np.broadcast_to(offset, mean.shape) / worth
+    # Second order where there are many counts, the sum over Poisson counts elsewhere.
+    found = -rate / (2 * (rate + added) ** 2)
+    few = rate < _MANY
+    rate, added = rate[few], added[few]
+    share = np.exp(-rate)
+    expected = share * np.log(added)
+    for count in range(1, int(_MANY + 7 * np.sqrt(_MANY))):
+        share = share * rate / count
+        expected += share * np.log(count + added)
+    found[few] = np.minimum(expected - np.log(rate + added), 0)
+    return found / np.log(2)
 
 
 def _variance_to_mean(sums: OutcomeSums, counts: np.ndarray, inside: tuple) -> np.ndarray:

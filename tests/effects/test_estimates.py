@@ -117,6 +117,42 @@ def test_fold_changes_have_errors_of_the_delta_method():
     assert ((table["ci_low"] < 1) & (table["ci_high"] > 1)).mean() == pytest.approx(0.95, abs=0.02)
 
 
+@pytest.mark.parametrize("clustered", [False, True])
+def test_genes_that_are_silenced_or_switched_on_are_found(clustered):
+    rng = np.random.default_rng(6)
+    treatment, cluster = np.repeat([0, 1], 300), np.arange(600) % 6
+    outcomes = rng.poisson(1.0, (600, 40)) * 4.0
+    outcomes[treatment == 1, 0] = outcomes[treatment == 0, 1] = 0
+    table = estimate_effects(
+        outcomes,
+        treatment,
+        np.zeros(600, dtype=int),
+        clusters=cluster if clustered else None,
+        **names(40, "ca"),
+    )
+    assert (table["p_value"].iloc[:2] < 1e-4).all()
+    assert table["ci_high"].iloc[0] < -1
+    assert table["ci_low"].iloc[1] > 1
+    assert (table["p_value"].iloc[2:] < 0.05).mean() < 0.2
+
+
+def test_unequal_numbers_of_cells_bias_no_logarithm():
+    """Forty donors with 100 control and 15 treated cells each, few counts, no effect."""
+    rng = np.random.default_rng(7)
+    n_genes, n_donors = 300, 40
+    donor = np.repeat(np.arange(n_donors), 115)
+    treatment = np.tile(np.repeat([0, 1], [100, 15]), n_donors)
+    rate = np.exp(rng.uniform(-5, 1, n_genes) + rng.normal(0, 0.2, (n_donors, n_genes)))[donor]
+    outcomes = 25.0 * rng.poisson(rate * rng.gamma(2, 0.5, rate.shape))
+    table = estimate_effects(
+        outcomes, treatment, np.zeros_like(donor), clusters=donor, **names(n_genes, "ca")
+    )
+    z = (table["estimate"] / table["std_error"]).dropna()
+    # A mean over 300 genes has a standard error of 0.06.
+    assert abs(z.mean()) < 0.2
+    assert (table["p_value"] < 0.05).sum() / len(z) < 0.09
+
+
 def test_clusters_with_both_arms_give_the_paired_t_test(cells):
     outcomes = cells[0]
     treatment, cluster = np.repeat([0, 1], 300), np.tile(np.arange(6), 100)
