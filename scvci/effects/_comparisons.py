@@ -45,8 +45,8 @@ class Comparison:
     note
         Units that were left out, or why there is no estimate.
     contrast, pseudobulks
-        What measured cells are compared by, if they are: a difference of means, or weights of
-        pseudobulks where clusters are compared without predictions.
+        What measured cells are compared by, if they are: a difference of means where cells are
+        independent or predictions correct it, and weights of pseudobulks where there are clusters.
     depth_ratio
         Mean library size of treated over that of reference cells; NaN if it is not known.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -113,6 +113,21 @@ class Estimate:
         """
         nothing = {f.name: np.full(shape, np.nan) for f in fields(cls)}
         return cls(**{**nothing, "problem": np.zeros(shape, dtype=np.int8), **known})
+
+    def with_error(self, error: np.ndarray, df: np.ndarray, level: float) -> Estimate:
+        """Give the tested number another error, and with it interval and p-value.
+
+        Parameters
+        ----------
+        error, df
+            Error of the tested number and its degrees of freedom; NaN where there is none.
+        level
+            Coverage of the interval, in (0, 1).
+        """
+        std_error = self.stretch * error
+        low, high, _ = student_interval(self.estimate, std_error, df, level)
+        _, _, p_value = student_interval(self.tested, error, df, level)
+        return replace(self, std_error=std_error, ci_low=low, ci_high=high, p_value=p_value, df=df)
 
     @classmethod
     def combine(

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ._intervals import CONSTANT, NO_RATIO, SPARSE, Estimate, student_interval
+from ._intervals import CONSTANT, NO_RATIO, SPARSE, Estimate
 
 if TYPE_CHECKING:
     from ._design import Design
@@ -213,24 +213,18 @@ def pseudobulk_effect(
     if options.scale == "lfc":
         problem[means.max(axis=0) <= 0] = NO_RATIO
         estimate = np.where(problem == NO_RATIO, np.nan, estimate)
-    std_error = np.where(problem == 0, stretch * error, np.nan)
-    df = np.full(len(estimate), plan.df)
-    low, high, _ = student_interval(estimate, std_error, df, options.level)
-    _, _, p_value = student_interval(tested, std_error / stretch, df, options.level)
-    return Estimate(
+    found = Estimate.missing(
+        *estimate.shape,
         estimate=estimate,
         compared=compared,
         baseline=baseline,
-        std_error=std_error,
-        ci_low=low,
-        ci_high=high,
-        p_value=p_value,
-        df=df,
         problem=problem,
         tested=tested,
         stretch=stretch,
         least_error=least,
     )
+    df = np.full(len(estimate), plan.df)
+    return found.with_error(np.where(problem == 0, error, np.nan), df, options.level)
 
 
 def _average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from ._intervals import PROBLEMS, Estimate, adjust, adjust_rows, student_interval
+from ._intervals import PROBLEMS, Estimate, adjust, adjust_rows
 from ._moderation import moderate
 
 if TYPE_CHECKING:
@@ -112,11 +111,7 @@ def _moderated(found: Estimate, level: float) -> Estimate:
         for e, d, a in zip(error, found.df, average, strict=True)
     ]
     variance, df = (np.stack(values) for values in zip(*rows, strict=True))
-    error = np.maximum(np.sqrt(variance), found.least_error)
-    std_error = found.stretch * error
-    low, high, _ = student_interval(found.estimate, std_error, df, level)
-    _, _, p_value = student_interval(found.tested, error, df, level)
-    return replace(found, std_error=std_error, ci_low=low, ci_high=high, p_value=p_value, df=df)
+    return found.with_error(np.maximum(np.sqrt(variance), found.least_error), df, level)
 
 
 def _notes(notes: Sequence[str], problem: np.ndarray, leaks: np.ndarray) -> np.ndarray:

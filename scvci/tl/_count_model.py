@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from ._comparison import Comparison
 
-#: Fewest pseudobulks of each arm, and degrees of freedom that must be left.
+#: Fewest pseudobulks of each arm.
 _LEAST = 2
 
 
