@@ -35,12 +35,13 @@ class Design:
     """An experiment with one treatment; rates are per 10,000 counts.
 
     ``donors`` an arm (0: cells are independent), of which a share is ``paired`` and the rest is
-    nested in arms; ``cells`` of a donor and arm, varied by ``size_sd`` on the logarithmic scale.
-    ``unit`` says what is passed as clusters, ``told`` what is registered.
+    nested in arms, ``fewer`` of them treated; ``cells`` of a donor and arm, varied by ``size_sd``
+    on the logarithmic scale. ``told`` says what is registered beside donors.
     """
 
     donors: int = 4
     paired: float = 1.0
+    fewer: int = 0
     cells: int = 80
     size_sd: float = 0.3
     types: int = 1
@@ -79,6 +80,8 @@ DESIGNS: dict[str, Design] = {
     "nested 3": replace(_NESTED, donors=3),
     "nested 4": _NESTED,
     "nested 6": replace(_NESTED, donors=6),
+    "nested 2 against 8": replace(_NESTED, donors=8, fewer=6),
+    "nested 3 against 12": replace(_NESTED, donors=12, fewer=9),
     "nested 30": replace(_NESTED, donors=30, cells=20),
     "partly paired 6": Design(donors=6, paired=0.5),
     "nested 6, sizes sd 1": replace(_NESTED, donors=6, size_sd=1.0),
@@ -108,7 +111,12 @@ def simulate(design: Design, seed: int) -> tuple[AnnData, np.ndarray]:
     n_paired = round(design.paired * n_donors) if design.donors else 1
     # Donors with both arms first, then those of the reference, then the treated.
     of_arms = [(d, t) for d in range(n_paired) for t in (0, 1)]
-    of_arms += [(n_paired + i, i % 2) for i in range(2 * (n_donors - n_paired))]
+    n_nested = n_donors - n_paired
+    of_arms += [
+        (n_paired + i, i % 2)
+        for i in range(2 * n_nested)
+        if i < 2 * (n_nested - design.fewer * (i % 2))
+    ]
     size = design.cells * np.exp(design.size_sd * rng.normal(size=len(of_arms)))
     if not design.donors:
         size[:] = design.cells

@@ -244,6 +244,7 @@ def estimate_effects(
         Estimate.combine([chunk.observed for chunk in found], np.hstack),
         Estimate.combine(robust, np.hstack) if robust else None,
         np.concatenate([chunk.leakage_p for chunk in found], axis=2),
+        [np.hstack(parts) for parts in zip(*(chunk.pulls for chunk in found), strict=True)],
         comparisons,
         [reference, *(treatments[c] for c in target_codes)],
         names,
@@ -267,12 +268,14 @@ class _Found:
     """Estimates of one comparison, or of all, without and with corrections by predictions.
 
     ``leakage_p`` are p-values of the corrections of both means, shape ``(2, ..., n_genes)``; NaN
-    where there are none.
+    where there are none. ``pulls`` say for each comparison what its clusters pull at the effect,
+    ``(n_clusters, n_genes)``; no rows where pseudobulks are not what is compared.
     """
 
     observed: Estimate
     robust: Estimate | None
     leakage_p: np.ndarray
+    pulls: list[np.ndarray]
 
     @classmethod
     def stack(cls, rows: Sequence[_Found]) -> _Found:
@@ -284,6 +287,7 @@ class _Found:
             observed=Estimate.combine([row.observed for row in rows], np.stack),
             robust=robust,
             leakage_p=np.stack([row.leakage_p for row in rows], axis=1),
+            pulls=[pulls for row in rows for pulls in row.pulls],
         )
 
 
@@ -340,8 +344,9 @@ class _Chunks:
         n_genes = sums.total.shape[-1]
         contrast, options = comparison.contrast, self.options
         robust, leakage_p = None, np.full((2, n_genes), np.nan)
+        pulls = np.zeros((0, n_genes))
         if comparison.pseudobulks is not None:
-            observed = pseudobulk_effect(
+            observed, pulls = pseudobulk_effect(
                 comparison.pseudobulks,
                 sums,
                 self.design.counts,
@@ -360,4 +365,4 @@ class _Chunks:
             means = means_of(contrast, self.design, sums, both, options.estimand)
             leakage_p = leakage_p_values(means)
             robust = measured_effect(contrast, means, sums, options)
-        return _Found(observed, robust, leakage_p)
+        return _Found(observed, robust, leakage_p, [pulls])

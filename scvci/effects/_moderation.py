@@ -1,4 +1,4 @@
-"""Variances that borrow from those of genes expressed alike, for experiments with few clusters."""
+"""Variances that borrow from those of other genes, for experiments with few clusters."""
 
 from __future__ import annotations
 
@@ -22,8 +22,70 @@ _MIN_DF, _MAX_DF = 0.1, 100.0
 #: variances follow it roughly. With all of them a tenth too many of a list's genes are false
 #: (``benchmarks/effects_designs.py``).
 _CERTAIN = 0.7
+#: Degrees of freedom that the pattern of variances which genes share is worth beside a gene's own.
+_PATTERN_DF = 20.0
+#: Passes in which the pattern and the size of each gene's variance are found.
+_N_PASSES = 3
 #: False discovery rate at which a gene is found to vary more than others ever do.
 _OUTLIER_LEVEL = 0.05
+
+
+def share_pattern(
+    variance: np.ndarray, df: np.ndarray, pulls: np.ndarray, independent: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Let each gene's error use that some clusters vary more than others in all genes.
+
+    The squared error of an effect is :math:`\sum_c s_c^2` over what each cluster pulls at it.
+    Where an arm has two clusters, or a few outweigh the rest, one or two of these squares decide,
+    and no degrees of freedom describe how such an error varies. All genes together tell how
+    clusters vary (small ones more, a treated arm perhaps more than its reference, some together):
+    up to each gene's size, pulls have one covariance P. Every direction then tells a gene's
+    variance, with as many degrees of freedom r as there are,
+
+    .. math:: \hat\sigma^2 = \frac{1}{r} s^\top P^+ s, \qquad \operatorname{tr} P = 1.
+
+    A gene may have a pattern of its own. Its own variance therefore counts by its degrees of
+    freedom d against 20, and decides where there are many clusters.
+
+    Parameters
+    ----------
+    variance, df
+        Squared standard errors and their degrees of freedom, shape ``(n_genes,)``; NaN where
+        there is none.
+    pulls
+        What each cluster pulls at the effect, shape ``(n_clusters, n_genes)``.
+    independent
+        Covariance of pulls if clusters vary alike, shape ``(n_clusters, n_clusters)``.
+
+    Returns
+    -------
+    Variances and degrees of freedom: those of two estimates that vary together. Both are unchanged
+    with fewer than 10 genes.
+    """
+    with np.errstate(invalid="ignore"):
+        known = np.isfinite(variance) & np.isfinite(df) & (variance > 0)
+    rank = int(np.linalg.matrix_rank(independent, hermitian=True))
+    if known.sum() < _MIN_GENES or not rank:
+        return variance, df
+    measured, own, own_df = pulls[:, known], variance[known], df[known]
+    alike = independent / np.trace(independent)
+    pattern = alike
+    for _ in range(_N_PASSES):
+        scaled = measured / np.sqrt(_by_pattern(measured, pattern, rank))
+        found = scaled @ scaled.T
+        # A few genes say little about many clusters.
+        n = measured.shape[1]
+        pattern = (n * found / np.trace(found) + rank * alike) / (n + rank)
+    weight = own_df / (own_df + _PATTERN_DF)
+    shared, shared_df = variance.copy(), df.copy()
+    shared[known] = weight * own + (1 - weight) * _by_pattern(measured, pattern, rank)
+    shared_df[known] = (weight / np.sqrt(own_df) + (1 - weight) / np.sqrt(rank)) ** -2
+    return shared, shared_df
+
+
+def _by_pattern(pulls: np.ndarray, pattern: np.ndarray, rank: int) -> np.ndarray:
+    inverse = np.linalg.pinv(pattern, rcond=1e-9, hermitian=True)
+    return np.maximum(np.einsum("cg,cg->g", pulls, inverse @ pulls) / rank, np.finfo(float).tiny)
 
 
 def moderate(

@@ -159,7 +159,7 @@ def pseudobulk_effect(
     units: np.ndarray,
     arms: tuple[int, int],
     options: Options,
-) -> Estimate:
+) -> tuple[Estimate, np.ndarray]:
     """Estimate the effect on a chunk of genes.
 
     On ``"lfc"`` the logarithm of a pseudobulk is taken with an offset o, some counts of the
@@ -178,14 +178,19 @@ def pseudobulk_effect(
         Units that are compared within; the treatment's arm and the reference's.
     options
         Scale, level and rules.
+
+    Returns
+    -------
+    The estimate, and what each cluster pulls at the number that is tested, of whose squares the
+    error is made, shape ``(n_clusters, n_genes)``.
     """
     means = sums.by_set[plan.sets]
     inside = units[:, None], np.array(arms)
     if options.scale != "lfc":
         estimate = tested = plan.effect @ means
         baseline = plan.baseline @ means
-        error = np.sqrt(((plan.pulls @ means) ** 2).sum(axis=0))
-        compared, stretch, least = baseline + estimate, np.ones_like(error), np.zeros_like(error)
+        pulls, compared = plan.pulls @ means, baseline + estimate
+        stretch, least = np.ones_like(estimate), np.zeros_like(estimate)
     else:
         fano = _variance_to_mean(sums, counts, inside)
         offset = _OFFSET * fano.max(axis=0) * (1 / plan.size).mean()
@@ -195,7 +200,7 @@ def pseudobulk_effect(
         level = np.stack([_average(means, plan.size * (arm == a)) for a in (0, 1)])[arm]
         logs = np.log2(means + offset) - _curvature(level, offset, worth)
         tested, base = plan.effect @ logs, plan.baseline @ logs
-        error = np.sqrt(((plan.pulls @ logs) ** 2).sum(axis=0))
+        pulls = plan.pulls @ logs
         baseline, compared = (
             np.maximum(2**log - offset, _LEAST_MEAN * offset) for log in (base, base + tested)
         )
@@ -207,6 +212,7 @@ def pseudobulk_effect(
         mean = means.mean(axis=0)
         counting = plan.effect**2 @ worth * mean
         least = np.sqrt(counting) / ((mean + offset) * np.log(2))
+    error = np.sqrt((pulls**2).sum(axis=0))
     problem = np.zeros(len(estimate), dtype=np.int8)
     problem[sums.expressing[inside].sum(axis=(0, 1)) < options.min_expressing] = SPARSE
     problem[error <= 1e-12 * np.abs(means).max(axis=0)] = CONSTANT
@@ -224,7 +230,7 @@ def pseudobulk_effect(
         least_error=least,
     )
     df = np.full(len(estimate), plan.df)
-    return found.with_error(np.where(problem == 0, error, np.nan), df, options.level)
+    return found.with_error(np.where(problem == 0, error, np.nan), df, options.level), pulls
 
 
 def _average(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ._intervals import PROBLEMS, Estimate, adjust, adjust_rows
-from ._moderation import moderate
+from ._moderation import moderate, share_pattern
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,6 +38,7 @@ def effects_table(
     observed: Estimate,
     robust: Estimate | None,
     leakage_p: np.ndarray,
+    pulls: Sequence[np.ndarray],
     comparisons: Sequence[Comparison],
     labels: Sequence[str],
     groups: Sequence[str],
@@ -56,6 +57,9 @@ def effects_table(
         where it was asked for, with corrections by predictions.
     leakage_p
         P-values of the corrections of both means, shape ``(2, n_comparisons, n_genes)``.
+    pulls
+        What the clusters of each comparison pull at the effect, ``(n_clusters, n_genes)``; no rows
+        where pseudobulks are not what is compared.
     comparisons
         What the rows are.
     labels, groups, genes
@@ -75,7 +79,7 @@ def effects_table(
         chosen = (used == "robust") & ~leaks
         found = Estimate.combine([robust, observed], lambda two: np.where(chosen, *two))
     if moderated:
-        found = _moderated(found, level)
+        found = _moderated(found, pulls, comparisons, level)
     return make_table(
         {
             "treatment": [labels[c.arm] for c in comparisons],
@@ -102,16 +106,24 @@ def effects_table(
     )
 
 
-def _moderated(found: Estimate, level: float) -> Estimate:
+def _moderated(
+    found: Estimate,
+    pulls: Sequence[np.ndarray],
+    comparisons: Sequence[Comparison],
+    level: float,
+) -> Estimate:
     """Let the errors of each row borrow from other genes."""
-    error = found.std_error / found.stretch
-    average = found.compared + found.baseline
-    rows = [
-        moderate(e**2, d, a if np.nanmin(a, initial=np.inf) < 0 else np.log(np.maximum(a, _TINY)))
-        for e, d, a in zip(error, found.df, average, strict=True)
-    ]
-    variance, df = (np.stack(values) for values in zip(*rows, strict=True))
-    return found.with_error(np.maximum(np.sqrt(variance), found.least_error), df, level)
+    error, df, average = found.std_error / found.stretch, found.df, found.compared + found.baseline
+    rows = []
+    for i, comparison in enumerate(comparisons):
+        variance, own_df, at = error[i] ** 2, df[i], average[i]
+        if comparison.pseudobulks is not None:
+            plan = comparison.pseudobulks.pulls
+            variance, own_df = share_pattern(variance, own_df, pulls[i], plan @ plan.T)
+        positive = np.nanmin(at, initial=np.inf) >= 0
+        rows.append(moderate(variance, own_df, np.log(np.maximum(at, _TINY)) if positive else at))
+    variances, dfs = (np.stack(values) for values in zip(*rows, strict=True))
+    return found.with_error(np.maximum(np.sqrt(variances), found.least_error), dfs, level)
 
 
 def _notes(notes: Sequence[str], problem: np.ndarray, leaks: np.ndarray) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from scvci.effects import estimate_effects
-from scvci.effects._moderation import moderate
+from scvci.effects._moderation import moderate, share_pattern
 
 
 def _variances(rng, n_genes, df, prior_df, scale=2.0):
@@ -97,3 +97,75 @@ def test_variances_follow_mean_expression_and_outliers_keep_their_own():
     assert (df[usual] > 30).mean() > 0.95
     # An outlier that is shrunk to the others would be far too sure of itself.
     assert np.median((variance / true)[~usual]) > 0.5
+
+
+def _nested(rng, sizes, sds, n_genes):
+    """Difference of two arms' clusters, its error by Welch, and what each cluster pulls at it."""
+    of_arms, plan = [], []
+    for n, sd in zip(sizes, sds, strict=True):
+        of_arms.append(sd * rng.normal(size=(n, n_genes)))
+        plan.append((np.eye(n) - 1 / n) / np.sqrt(n * (n - 1)))
+    pulls = np.concatenate([p @ y for p, y in zip(plan, of_arms, strict=True)])
+    whole = np.zeros((sum(sizes), sum(sizes)))
+    whole[: sizes[0], : sizes[0]], whole[sizes[0] :, sizes[0] :] = plan
+    effect = of_arms[0].mean(axis=0) - of_arms[1].mean(axis=0)
+    products = whole @ whole.T
+    df = np.full(n_genes, np.trace(products) ** 2 / (products**2).sum())
+    return effect, (pulls**2).sum(axis=0), df, pulls, products
+
+
+def test_pooled_variance_where_clusters_vary_alike():
+    """With much information on the pattern the error is that of a t-test of equal variances."""
+    rng = np.random.default_rng(0)
+    gene_sd = np.exp(0.5 * rng.normal(size=20_000))
+    _, variance, df, pulls, alike = _nested(rng, (3, 7), (gene_sd, gene_sd), 20_000)
+    shared, shared_df = share_pattern(variance, np.full(len(df), 1e-9), pulls, alike)
+    # Pulls are centred observations over sqrt(n (n - 1)).
+    sums = [(pulls[:3] ** 2).sum(axis=0) * 6, (pulls[3:] ** 2).sum(axis=0) * 42]
+    expected = (sums[0] + sums[1]) / 8 * (1 / 3 + 1 / 7)
+    np.testing.assert_allclose(shared / expected, 1, atol=0.15)
+    np.testing.assert_allclose(shared_df, 8, rtol=1e-3)
+
+
+def test_two_clusters_against_many_are_judged_by_what_all_genes_say_of_the_arms():
+    rng = np.random.default_rng(1)
+    gene_sd = np.exp(0.5 * rng.normal(size=4000))
+    for sds in ((1.0, 1.0), (3.0, 1.0), (1.0, 3.0)):
+        sd = [s * gene_sd for s in sds]
+        effect, variance, df, pulls, alike = _nested(rng, (2, 8), sd, 4000)
+        assert 1 < df[0] < 2
+        shared, shared_df = share_pattern(variance, df, pulls, alike)
+        p_value = 2 * stats.t.sf(np.abs(effect) / np.sqrt(shared), shared_df)
+        for level in (0.05, 0.005):
+            error = np.sqrt(level * (1 - level) / 4000)
+            assert (p_value < level).mean() < level + 3.5 * error + 0.2 * level, (sds, level)
+        assert (p_value < 0.05).mean() > 0.03
+        assert (shared_df > 4 * df).all()
+
+
+def test_a_genes_own_pattern_decides_where_there_are_many_clusters():
+    rng = np.random.default_rng(2)
+    sds = [np.ones(2000), np.ones(2000)]
+    sds[0][:200] = 4.0
+    _, variance, df, pulls, alike = _nested(rng, (60, 300), sds, 2000)
+    shared, shared_df = share_pattern(variance, df, pulls, alike)
+    true = sds[0] ** 2 / 60 + sds[1] ** 2 / 300
+    assert 0.75 < np.median(shared[:200] / true[:200]) < 1.05
+    assert 0.9 < np.median(shared[200:] / true[200:]) < 1.1
+    assert (shared_df > 50).all()
+
+
+def test_paired_clusters_keep_their_variance_and_few_genes_theirs():
+    rng = np.random.default_rng(3)
+    n, difference = 5, rng.normal(size=(5, 300)) * np.exp(rng.normal(size=300))
+    plan = (np.eye(n) - 1 / n) / np.sqrt(n * (n - 1))
+    pulls, df = plan @ difference, np.full(300, 4.0)
+    variance = difference.var(axis=0, ddof=1) / n
+    shared, shared_df = share_pattern(variance, df, pulls, plan @ plan.T)
+    np.testing.assert_allclose(shared_df, 4.0)
+    assert 0.9 < np.median(shared / variance) < 1.1
+    few = share_pattern(variance[:9], df[:9], pulls[:, :9], plan @ plan.T)
+    for got, given in zip(few, (variance[:9], df[:9]), strict=True):
+        np.testing.assert_array_equal(got, given)
+    variance[3] = np.nan
+    assert np.isnan(share_pattern(variance, df, pulls, plan @ plan.T)[0][3])

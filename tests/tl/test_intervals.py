@@ -269,3 +269,29 @@ def test_donors_that_training_saw_give_no_guarantee_and_new_ones_do():
     assert np.isfinite(data.layers[high]).all()
     with pytest.raises(KeyError, match="argument cluster_key"):
         tl.predict_interval(model, "IFNb", cluster_key="mouse")
+
+
+def test_intervals_are_extended_at_the_edge_of_the_latent_state_and_nowhere_else(monkeypatch):
+    data = _simulate(1500, seed=3)
+    model = _train(data, max_epochs=40, **_PARTS)
+    rows = np.flatnonzero((data.obs["treatment"] == "control").to_numpy())
+    low, high = (data.layers[n][rows] for n in tl.predict_interval(model, "IFNb", indices=rows))
+    monkeypatch.setattr("scvci.tl._predictive.INNER_SHARE", 1.0)
+    plain = tl.predict_interval(model, "IFNb", indices=rows, layer_added="plain")
+    plain_low, plain_high = (data.layers[name][rows] for name in plain)
+    assert (low <= plain_low).all()
+    assert (high >= plain_high).all()
+    z, code = model.get_latent_representation(), data.obs["cell_type"].cat.codes.to_numpy()
+    for x in np.unique(code):
+        z[code == x] -= z[code == x].mean(axis=0)
+    distance = np.einsum("ni,ij,nj->n", z, np.linalg.inv(np.cov(z.T)), z)[rows]
+    extended = ((low < plain_low) | (high > plain_high)).any(axis=1)
+    assert 0.1 < extended.mean() < 0.3
+    assert extended[distance > np.quantile(distance, 0.9)].mean() > 0.9
+    assert not extended[distance < np.median(distance)].any()
+    truth = data.layers["counts_IFNb"][rows].toarray()
+    far = np.abs(data.obsm["latent"][rows]).max(axis=1) > 2
+    covered = ((low <= truth) & (truth <= high)).mean(axis=1)
+    without = ((plain_low <= truth) & (truth <= plain_high)).mean(axis=1)
+    assert covered[far].mean() > max(0.88, without[far].mean() + 0.02)
+    assert covered.mean() < without.mean() + 0.03
