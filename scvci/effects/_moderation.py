@@ -22,7 +22,7 @@ _MIN_DF, _MAX_DF = 0.1, 100.0
 #: variances follow it roughly. With all of them a tenth too many of a list's genes are false
 #: (``benchmarks/effects_designs.py``).
 _CERTAIN = 0.7
-#: Degrees of freedom that the pattern of variances which genes share is worth beside a gene's own.
+#: Degrees of freedom that what genes say of the arms is worth beside a gene's own.
 _PATTERN_DF = 20.0
 #: Passes in which the pattern and the size of each gene's variance are found.
 _N_PASSES = 3
@@ -30,22 +30,28 @@ _N_PASSES = 3
 _OUTLIER_LEVEL = 0.05
 
 
-def share_pattern(
-    variance: np.ndarray, df: np.ndarray, pulls: np.ndarray, independent: np.ndarray
+def share_arms(
+    variance: np.ndarray,
+    df: np.ndarray,
+    pulls: np.ndarray,
+    alike: np.ndarray,
+    kind: np.ndarray,
+    average: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Let each gene's error use that some clusters vary more than others in all genes.
+    r"""Let each gene's error use what all genes say of how the clusters of each arm vary.
 
     The squared error of an effect is :math:`\sum_c s_c^2` over what each cluster pulls at it.
-    Where an arm has two clusters, or a few outweigh the rest, one or two of these squares decide,
-    and no degrees of freedom describe how such an error varies. All genes together tell how
-    clusters vary (small ones more, a treated arm perhaps more than its reference, some together):
-    up to each gene's size, pulls have one covariance P. Every direction then tells a gene's
-    variance, with as many degrees of freedom r as there are,
+    Where an arm has two clusters, one square decides, and no degrees of freedom describe how such
+    an error varies. Genes expressed alike tell together how many times the clusters of one arm
+    vary as those of the other. Up to a gene's size, pulls then have a known covariance P, every
+    direction tells the gene's variance, and there are as many degrees of freedom r as directions:
 
     .. math:: \hat\sigma^2 = \frac{1}{r} s^\top P^+ s, \qquad \operatorname{tr} P = 1.
 
-    A gene may have a pattern of its own. Its own variance therefore counts by its degrees of
-    freedom d against 20, and decides where there are many clusters.
+    A gene may have a ratio of its own, and what is gained are the degrees of freedom that its own
+    variance lacks. With d of these, the shared one therefore counts by
+    :math:`\min(1, 2 (1 - d / r)) \cdot 20 / (20 + d)`: not at all where arms have equally many
+    clusters of equal size, and little where there are many.
 
     Parameters
     ----------
@@ -54,8 +60,13 @@ def share_pattern(
         there is none.
     pulls
         What each cluster pulls at the effect, shape ``(n_clusters, n_genes)``.
-    independent
-        Covariance of pulls if clusters vary alike, shape ``(n_clusters, n_clusters)``.
+    alike
+        Covariance of pulls if all clusters vary alike, shape ``(n_clusters, n_clusters)``.
+    kind
+        Code of the arms that each cluster has, shape ``(n_clusters,)``; clusters of one kind vary
+        alike.
+    average
+        Mean expression of each gene; ``None`` for one ratio.
 
     Returns
     -------
@@ -64,28 +75,68 @@ def share_pattern(
     """
     with np.errstate(invalid="ignore"):
         known = np.isfinite(variance) & np.isfinite(df) & (variance > 0)
-    rank = int(np.linalg.matrix_rank(independent, hermitian=True))
+    rank = int(np.linalg.matrix_rank(alike, hermitian=True))
     if known.sum() < _MIN_GENES or not rank:
         return variance, df
     measured, own, own_df = pulls[:, known], variance[known], df[known]
-    alike = independent / np.trace(independent)
-    pattern = alike
-    for _ in range(_N_PASSES):
-        scaled = measured / np.sqrt(_by_pattern(measured, pattern, rank))
-        found = scaled @ scaled.T
-        # A few genes say little about many clusters.
-        n = measured.shape[1]
-        pattern = (n * found / np.trace(found) + rank * alike) / (n + rank)
-    weight = own_df / (own_df + _PATTERN_DF)
+    at = np.zeros(len(own)) if average is None else average[known]
+    parts = _parts(at, _PER_DF, _MAX_DFS)
+    patterns = [_pattern(measured[:, part], alike, kind, rank) for part in parts]
+    by_part = np.stack([_by_pattern(measured, pattern, rank) for pattern in patterns])
+    common = _between([np.median(at[part]) for part in parts], by_part, at)
+    weight = 1 - np.clip(2 * (1 - own_df / rank), 0, 1) * _PATTERN_DF / (_PATTERN_DF + own_df)
     shared, shared_df = variance.copy(), df.copy()
-    shared[known] = weight * own + (1 - weight) * _by_pattern(measured, pattern, rank)
+    shared[known] = weight * own + (1 - weight) * common
     shared_df[known] = (weight / np.sqrt(own_df) + (1 - weight) / np.sqrt(rank)) ** -2
     return shared, shared_df
+
+
+def _pattern(pulls: np.ndarray, alike: np.ndarray, kind: np.ndarray, rank: int) -> np.ndarray:
+    """Covariance of pulls with a variance of each kind of cluster; its trace is 1.
+
+    Clusters that vary alike count as one gene more.
+    """
+    kinds = [kind == k for k in np.unique(kind)]
+    ranks = [np.linalg.matrix_rank(alike[np.ix_(k, k)], hermitian=True) for k in kinds]
+    largest = int(np.argmax(ranks))
+    n = _independent(pulls[kinds[largest]], ranks[largest])
+    pattern = alike / np.trace(alike)
+    for _ in range(_N_PASSES):
+        square = (pulls**2 / _by_pattern(pulls, pattern, rank)).mean(axis=1)
+        scale = np.ones(len(kind))
+        for inside, directions in zip(kinds, ranks, strict=True):
+            found = square[inside].sum() / (np.diag(alike)[inside].sum() / np.trace(alike))
+            scale[inside] = (n * directions * found + rank) / (n * directions + rank)
+        pattern = np.sqrt(np.outer(scale, scale)) * alike
+        pattern /= np.trace(pattern)
+    return pattern
+
+
+def _independent(pulls: np.ndarray, rank: int) -> float:
+    """How many independent genes tell as much: those of one programme vary together."""
+    norms = np.sqrt((pulls**2).sum(axis=0))
+    unit = pulls[:, norms > 0] / norms[norms > 0]
+    n = unit.shape[1]
+    if n < 2 or rank < 2:
+        return float(n)
+    squared_correlation = (((unit @ unit.T) ** 2).sum() - n) / (n * (n - 1))
+    return n / (1 + (n - 1) * max(squared_correlation - 1 / rank, 0.0))
 
 
 def _by_pattern(pulls: np.ndarray, pattern: np.ndarray, rank: int) -> np.ndarray:
     inverse = np.linalg.pinv(pattern, rcond=1e-9, hermitian=True)
     return np.maximum(np.einsum("cg,cg->g", pulls, inverse @ pulls) / rank, np.finfo(float).tiny)
+
+
+def _between(points: list[float], values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Values of each gene at its expression, on lines between those at the points."""
+    if len(points) == 1:
+        return values[0]
+    right = np.clip(np.searchsorted(points, at), 1, len(points) - 1)
+    left, genes = right - 1, np.arange(len(at))
+    gap = np.take(points, right) - np.take(points, left)
+    share = np.clip((at - np.take(points, left)) / np.where(gap > 0, gap, 1), 0, 1)
+    return (1 - share) * values[left, genes] + share * values[right, genes]
 
 
 def moderate(
@@ -156,12 +207,17 @@ def _by_expression(
     max_points: int,
 ) -> np.ndarray:
     """Statistic of genes of like mean expression, and lines between these."""
-    n_points = int(np.clip(len(values) // per_point, 1, max_points))
-    if np.ptp(average) == 0:
-        n_points = 1
-    parts = np.array_split(np.argsort(average, kind="stable"), n_points)
+    parts = _parts(average, per_point, max_points)
     at = [np.median(average[part]) for part in parts]
     return np.interp(average, at, [statistic(values[part]) for part in parts])
+
+
+def _parts(average: np.ndarray, per_part: int, max_parts: int) -> list[np.ndarray]:
+    """Genes of like mean expression, in its order."""
+    n_parts = int(np.clip(len(average) // per_part, 1, max_parts))
+    if np.ptp(average) == 0:
+        n_parts = 1
+    return np.array_split(np.argsort(average, kind="stable"), n_parts)
 
 
 def _prior_df(logs: np.ndarray, df: float) -> float:

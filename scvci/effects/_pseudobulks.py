@@ -58,6 +58,8 @@ class Pseudobulks:
         Weights of the effect and of the reference's mean, shape ``(n_rows,)``.
     pulls
         Weights of each cluster's share of the error, shape ``(n_clusters, n_rows)``.
+    kind
+        Which arms each cluster has, as a code, shape ``(n_clusters,)``.
     df
         Degrees of freedom of the error; 0 if there is none.
     """
@@ -68,6 +70,7 @@ class Pseudobulks:
     effect: np.ndarray
     baseline: np.ndarray
     pulls: np.ndarray
+    kind: np.ndarray
     df: float
 
 
@@ -134,6 +137,7 @@ def plan_pseudobulks(
         effect=shares,
         baseline=base / _sums(weight * ~treated, effect),
         pulls=pulls,
+        kind=_present(cluster, treated) + 2 * _present(cluster, ~treated),
         df=float(total**2 / (products**2).sum()) if some else 0.0,
     )
 
@@ -143,6 +147,10 @@ def _sums(values: np.ndarray, keys: np.ndarray) -> np.ndarray:
     _, code = np.unique(np.atleast_2d(keys), axis=1, return_inverse=True)
     code = code.ravel()
     return np.bincount(code, weights=values)[code]
+
+
+def _present(cluster: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    return (np.bincount(cluster, weights=inside) > 0).astype(int)
 
 
 def _inverse_root(matrix: np.ndarray) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from ._intervals import PROBLEMS, Estimate, adjust, adjust_rows
-from ._moderation import moderate, share_pattern
+from ._moderation import moderate, share_arms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -78,8 +78,10 @@ def effects_table(
     if robust is not None:
         chosen = (used == "robust") & ~leaks
         found = Estimate.combine([robust, observed], lambda two: np.where(chosen, *two))
+    error, df = found.std_error / found.stretch, found.df
     if moderated:
-        found = _moderated(found, pulls, comparisons, level)
+        error, df = _moderated(error, df, found.compared + found.baseline, pulls, comparisons)
+    found = found.with_error(np.maximum(error, found.least_error), df, level)
     return make_table(
         {
             "treatment": [labels[c.arm] for c in comparisons],
@@ -107,23 +109,25 @@ def effects_table(
 
 
 def _moderated(
-    found: Estimate,
+    error: np.ndarray,
+    df: np.ndarray,
+    average: np.ndarray,
     pulls: Sequence[np.ndarray],
     comparisons: Sequence[Comparison],
-    level: float,
-) -> Estimate:
+) -> tuple[np.ndarray, np.ndarray]:
     """Let the errors of each row borrow from other genes."""
-    error, df, average = found.std_error / found.stretch, found.df, found.compared + found.baseline
     rows = []
     for i, comparison in enumerate(comparisons):
         variance, own_df, at = error[i] ** 2, df[i], average[i]
+        if np.nanmin(at, initial=np.inf) >= 0:
+            at = np.log(np.maximum(at, _TINY))
         if comparison.pseudobulks is not None:
-            plan = comparison.pseudobulks.pulls
-            variance, own_df = share_pattern(variance, own_df, pulls[i], plan @ plan.T)
-        positive = np.nanmin(at, initial=np.inf) >= 0
-        rows.append(moderate(variance, own_df, np.log(np.maximum(at, _TINY)) if positive else at))
+            plan = comparison.pseudobulks
+            alike = plan.pulls @ plan.pulls.T
+            variance, own_df = share_arms(variance, own_df, pulls[i], alike, plan.kind, at)
+        rows.append(moderate(variance, own_df, at))
     variances, dfs = (np.stack(values) for values in zip(*rows, strict=True))
-    return found.with_error(np.maximum(np.sqrt(variances), found.least_error), dfs, level)
+    return np.sqrt(variances), dfs
 
 
 def _notes(notes: Sequence[str], problem: np.ndarray, leaks: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 _STATISTICS = {
     "auc": "AUC of telling the treatment\nfrom the latent state",
     "energy": "share of latent dispersion\nbetween treatments",
+    "spread": "AUC of telling the treatment\nfrom the width of posteriors",
 }
 #: Mark of each flag of a pair.
 _MARKS = {"no control": "s", "no cells": "x", "few cells": "v", "low propensity": "D"}
@@ -29,7 +30,7 @@ _MAX_NUMBERS = 400
 
 def disentanglement(
     table: pd.DataFrame,
-    test: Literal["auc", "energy"] = "auc",
+    test: Literal["auc", "energy", "spread"] = "auc",
     *,
     q_threshold: float = 0.05,
     show: bool | None = None,
@@ -49,7 +50,8 @@ def disentanglement(
         :func:`~scvci.effects.conditional_independence_test`.
     test
         ``"auc"``: how well a classifier tells the treatment from the latent state; ``"energy"``:
-        share of the dispersion of latent states that lies between treatments.
+        share of the dispersion of latent states that lies between treatments; ``"spread"``: how
+        well the classifier tells it from the width of posteriors.
     q_threshold
         q-value below which a stratum is coloured (of the joint test, p-value).
     show, save, return_fig
@@ -77,7 +79,7 @@ def disentanglement(
     low, high = rows["null_q05"].to_numpy(), rows["null_q95"].to_numpy()
     ax.barh(y, high - low, left=low, height=0.5, color="0.85", label="relabelled cells, 5–95 %")
     ax.use_sticky_edges = False
-    if test == "auc":
+    if test != "energy":
         ax.axvline(0.5, color="0.5", linewidth=0.8, zorder=0)
     significant = rows["q_value"].to_numpy() < q_threshold
     sign = f"q < {q_threshold:g}"

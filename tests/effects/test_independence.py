@@ -184,3 +184,51 @@ def test_what_is_wrong_is_named(rng, change, message):
     arguments = {"latent": rng.normal(size=(20, 2)), "treatment": np.arange(20) % 2, **change}
     with pytest.raises(ValueError, match=message):
         conditional_independence_test(**arguments)
+
+
+def _posteriors(rng, sizes, spread, shift=0.0):
+    """Latent states N(0, 1) in both arms, of which one arm's cells tell less."""
+    std = np.concatenate([np.full((n, 3), s) for n, s in zip(sizes, spread, strict=True)])
+    treatment = np.repeat(["a", "b"], sizes)
+    mean = np.sqrt(1 - std**2) * rng.normal(size=std.shape) + shift * (treatment == "b")[:, None]
+    return mean, treatment, std
+
+
+def test_cells_that_tell_less_about_themselves_are_no_leak():
+    """Draws have one distribution; means do not, and their spread is reported apart."""
+    rng = np.random.default_rng(5)
+    p_values = []
+    for seed in range(60):
+        z, t, std = _posteriors(rng, (120, 60), (0.6, 0.25))
+        table = conditional_independence_test(z, t, std=std, n_permutations=99, seed=seed)
+        joint = _joint(table)
+        p_values.append(joint.loc[TESTS, "p_value"].to_numpy(float))
+        assert joint.loc["spread", "p_value"] == 0.01
+        assert joint.loc["spread", "statistic"] > 0.95
+    p_values = np.array(p_values)
+    assert ((p_values <= 0.05).sum(axis=0) <= binom.ppf(1 - 1e-4, 60, 0.05)).all()
+    assert (p_values.mean(axis=0) < 0.65).all()
+    of_means = _joint(conditional_independence_test(z, t, n_permutations=99))
+    assert of_means.loc["auc", "p_value"] == 0.01
+    verdict = conditional_independence_test(z, t, std=std).attrs["verdict"]
+    assert "No sign of the treatment" in verdict
+    assert "tell less about themselves" in verdict
+
+
+def test_a_leak_is_seen_in_draws_as_well():
+    z, t, std = _posteriors(np.random.default_rng(6), (150, 150), (0.5, 0.5), shift=0.5)
+    table = conditional_independence_test(z, t, std=std, n_permutations=199)
+    joint = _joint(table)
+    assert (joint.loc[TESTS, "p_value"] <= 0.01).all()
+    assert joint.loc["spread", "statistic"] == pytest.approx(0.5, abs=0.05)
+    assert "registering what differs" in table.attrs["verdict"]
+
+
+def test_one_draw_without_spread_is_the_state_itself():
+    z, t, _ = _confounded(np.random.default_rng(7))
+    plain = conditional_independence_test(z, t, n_permutations=99)
+    drawn = conditional_independence_test(z, t, std=0 * z, n_draws=1, n_permutations=99)
+    assert list(plain["test"]) == TESTS
+    np.testing.assert_allclose(drawn["statistic"][:2], plain["statistic"], atol=0.05)
+    with pytest.raises(ValueError, match="std of shape"):
+        conditional_independence_test(z, t, std=-np.ones_like(z))

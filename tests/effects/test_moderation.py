@@ -6,7 +6,7 @@ import numpy as np
 from scipy import stats
 
 from scvci.effects import estimate_effects
-from scvci.effects._moderation import moderate, share_pattern
+from scvci.effects._moderation import moderate, share_arms
 
 
 def _variances(rng, n_genes, df, prior_df, scale=2.0):
@@ -114,12 +114,16 @@ def _nested(rng, sizes, sds, n_genes):
     return effect, (pulls**2).sum(axis=0), df, pulls, products
 
 
+def _kinds(*sizes):
+    return np.repeat(np.arange(len(sizes)), sizes)
+
+
 def test_pooled_variance_where_clusters_vary_alike():
     """With much information on the pattern the error is that of a t-test of equal variances."""
     rng = np.random.default_rng(0)
     gene_sd = np.exp(0.5 * rng.normal(size=20_000))
     _, variance, df, pulls, alike = _nested(rng, (3, 7), (gene_sd, gene_sd), 20_000)
-    shared, shared_df = share_pattern(variance, np.full(len(df), 1e-9), pulls, alike)
+    shared, shared_df = share_arms(variance, np.full(len(df), 1e-9), pulls, alike, _kinds(3, 7))
     # Pulls are centred observations over sqrt(n (n - 1)).
     sums = [(pulls[:3] ** 2).sum(axis=0) * 6, (pulls[3:] ** 2).sum(axis=0) * 42]
     expected = (sums[0] + sums[1]) / 8 * (1 / 3 + 1 / 7)
@@ -134,7 +138,7 @@ def test_two_clusters_against_many_are_judged_by_what_all_genes_say_of_the_arms(
         sd = [s * gene_sd for s in sds]
         effect, variance, df, pulls, alike = _nested(rng, (2, 8), sd, 4000)
         assert 1 < df[0] < 2
-        shared, shared_df = share_pattern(variance, df, pulls, alike)
+        shared, shared_df = share_arms(variance, df, pulls, alike, _kinds(2, 8))
         p_value = 2 * stats.t.sf(np.abs(effect) / np.sqrt(shared), shared_df)
         for level in (0.05, 0.005):
             error = np.sqrt(level * (1 - level) / 4000)
@@ -148,7 +152,7 @@ def test_a_genes_own_pattern_decides_where_there_are_many_clusters():
     sds = [np.ones(2000), np.ones(2000)]
     sds[0][:200] = 4.0
     _, variance, df, pulls, alike = _nested(rng, (60, 300), sds, 2000)
-    shared, shared_df = share_pattern(variance, df, pulls, alike)
+    shared, shared_df = share_arms(variance, df, pulls, alike, _kinds(60, 300))
     true = sds[0] ** 2 / 60 + sds[1] ** 2 / 300
     assert 0.75 < np.median(shared[:200] / true[:200]) < 1.05
     assert 0.9 < np.median(shared[200:] / true[200:]) < 1.1
@@ -161,11 +165,11 @@ def test_paired_clusters_keep_their_variance_and_few_genes_theirs():
     plan = (np.eye(n) - 1 / n) / np.sqrt(n * (n - 1))
     pulls, df = plan @ difference, np.full(300, 4.0)
     variance = difference.var(axis=0, ddof=1) / n
-    shared, shared_df = share_pattern(variance, df, pulls, plan @ plan.T)
+    shared, shared_df = share_arms(variance, df, pulls, plan @ plan.T, np.zeros(n))
     np.testing.assert_allclose(shared_df, 4.0)
     assert 0.9 < np.median(shared / variance) < 1.1
-    few = share_pattern(variance[:9], df[:9], pulls[:, :9], plan @ plan.T)
+    few = share_arms(variance[:9], df[:9], pulls[:, :9], plan @ plan.T, np.zeros(n))
     for got, given in zip(few, (variance[:9], df[:9]), strict=True):
         np.testing.assert_array_equal(got, given)
     variance[3] = np.nan
-    assert np.isnan(share_pattern(variance, df, pulls, plan @ plan.T)[0][3])
+    assert np.isnan(share_arms(variance, df, pulls, plan @ plan.T, np.zeros(n))[0][3])

@@ -17,12 +17,15 @@ from scvci.model import VCI
 def test_the_latent_state_is_tested_within_strata(trained):
     model, data = trained
     table = tl.disentanglement_test(model, n_permutations=49)
+    mean, variance = model.get_latent_representation(return_dist=True)
     expected = conditional_independence_test(
-        model.get_latent_representation(),
+        mean,
         data.obs["treatment"].to_numpy(),
         data.obs["cell_type"].to_numpy(),
+        std=np.sqrt(variance),
         n_permutations=49,
     )
+    assert list(table["test"].unique()) == ["auc", "energy", "spread"]
     pd.testing.assert_frame_equal(table, expected)
     assert table.attrs == expected.attrs
     assert list(table["stratum"].unique()) == ["all", *model.strata]
@@ -51,6 +54,8 @@ def test_an_untrained_model_and_a_single_treatment_are_refused(adata, trained):
         tl.disentanglement_test(model, indices=[])
     with pytest.raises(ValueError, match="n_permutations=0"):
         tl.disentanglement_test(model, n_permutations=0)
+    with pytest.raises(ValueError, match="n_draws=0 must be at least 1"):
+        tl.disentanglement_test(model, n_draws=0)
 
 
 def test_what_separates_the_latent_state_from_treatment_is_the_counterfactual_terms():
