@@ -20,6 +20,7 @@ from scipy import sparse
 from scipy.optimize import nnls
 
 from ._means import PairMeans
+from ._mixture import mixture_variances
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 #: Fitting stops when no part would move by more, on the scale of the means.
 _TOLERANCE = 1e-6
 _MAX_STEPS = 500
+#: Times that variances of single effects are found from the parts, and parts from these.
+_N_PASSES = 2
 #: Numbers in an array while parts are fitted, a block of genes at a time.
 _MAX_NUMBERS = 2_000_000
 _TINY = 1e-12
@@ -56,7 +59,7 @@ class EffectVariances:
 
 @dataclass(frozen=True)
 class Forecast:
-    """Best linear prediction of every pair's mean.
+    """Prediction of every pair's mean.
 
     Attributes
     ----------
@@ -181,12 +184,17 @@ def effect_variances(means: PairMeans, control: int = 0) -> EffectVariances:
     return EffectVariances(*variances.tolist())
 
 
-def forecast(means: PairMeans, variances: EffectVariances, control: int = 0) -> Forecast:
+def forecast(
+    means: PairMeans, variances: EffectVariances, control: int = 0, *, adaptive: bool = True
+) -> Forecast:
     """Fit the parts of the mixed model to the measured means.
 
     Each part is the weighted mean of what the other parts leave over, shrunk by its variance
-    (Henderson's mixed model equations). What the effects of a stratum have in common is split
-    between the stratum and the noise of its control, from which all of them are measured.
+    (Henderson's mixed model equations). Where a treatment changes few genes, effects are not
+    normal over genes: the parts of treatments have a mixture of scales as prior
+    (:func:`mixture_variances`), so that noise goes and strong effects stay. What the effects of a
+    stratum have in common is split between the stratum and the noise of its control, from which
+    all of them are measured.
 
     Parameters
     ----------
@@ -196,32 +204,78 @@ def forecast(means: PairMeans, variances: EffectVariances, control: int = 0) -> 
         Variances of the parts.
     control
         Index of the control.
+    adaptive
+        ``False`` for normal priors: the best linear prediction.
     """
-    n_pairs, n_genes = means.value.shape
-    n = max(1, _MAX_NUMBERS // max(n_pairs, 1))
-    blocks = [
-        replace(means, value=means.value[:, i : i + n], noise=means.noise[:, i : i + n])
-        for i in range(0, n_genes, n)
-    ]
-    parts = np.concatenate([_fit_parts(block, variances, control) for block in blocks], axis=1)
-    common, treatment, stratum = np.split(parts, [1, 1 + means.pairs.n_treatments])
-    return Forecast(means, variances, control, common, treatment, stratum)
+    shape = means.pairs.n_treatments, means.value.shape[1]
+    single = np.full(shape, variances.treatment)
+    parts = _fit_parts(means, variances, single, control)
+    for _ in range(_N_PASSES if adaptive and variances.treatment > _TINY else 0):
+        single = _single_variances(means, variances, parts, control)
+        parts = _fit_parts(means, variances, single, control)
+    return Forecast(means, variances, control, *_split(parts, shape[0]))
 
 
-def _fit_parts(means: PairMeans, variances: EffectVariances, control: int) -> np.ndarray:
-    """Solve the mixed model equations; the parts m, a and b are below one another.
+def _split(parts: np.ndarray, n_treatments: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    common, treatment, stratum = np.split(parts, [1, 1 + n_treatments])
+    return common, treatment, stratum
+
+
+def _single_variances(
+    means: PairMeans, variances: EffectVariances, parts: np.ndarray, control: int
+) -> np.ndarray:
+    """Prior variance of each treatment's part, from what the other parts leave of its effects."""
+    effects, _ = _measured_effects(means, control)
+    pairs = effects.pairs
+    common, _, stratum = _split(parts, pairs.n_treatments)
+    weight = 1 / np.maximum(variances.pair + effects.noise, _TINY)
+    left = effects.value - common - stratum[pairs.stratum]
+    total = pairs.sum_by_treatment(weight)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        estimate = pairs.sum_by_treatment(weight * left) / total
+    return mixture_variances(estimate, 1 / np.maximum(total, _TINY), variances.treatment)
+
+
+def _fit_parts(
+    means: PairMeans, variances: EffectVariances, single: np.ndarray, control: int
+) -> np.ndarray:
+    """Solve the mixed model equations, a block of genes at a time.
+
+    Parameters
+    ----------
+    means, variances, control
+        See :func:`forecast`.
+    single
+        Variances of the treatments' parts, shape ``(n_treatments, n_genes)``.
 
     Returns
     -------
-    Shape ``(1 + n_treatments + n_strata, n_genes)``.
+    The parts m, a and b below one another, shape ``(1 + n_treatments + n_strata, n_genes)``.
     """
+    n_pairs, n_genes = means.value.shape
+    n = max(1, _MAX_NUMBERS // max(n_pairs, 1))
+    blocks = [slice(i, i + n) for i in range(0, n_genes, n)]
+    solved = [
+        _fit_block(
+            replace(means, value=means.value[:, block], noise=means.noise[:, block]),
+            variances,
+            single[:, block],
+            control,
+        )
+        for block in blocks
+    ]
+    return np.concatenate(solved, axis=1)
+
+
+def _fit_block(
+    means: PairMeans, variances: EffectVariances, single: np.ndarray, control: int
+) -> np.ndarray:
     effects, base = _measured_effects(means, control)
-    pairs, n_genes = effects.pairs, base.shape[1]
+    pairs = effects.pairs
     weight = 1 / np.maximum(variances.pair + effects.noise, _TINY)
-    part_of_stratum = np.maximum(variances.stratum + base, _TINY)
-    single = np.repeat([variances.common, variances.treatment], [1, pairs.n_treatments])
-    scale = np.repeat(np.maximum(single, _TINY)[:, None], n_genes, axis=1)
-    precision = 1 / np.concatenate([scale, part_of_stratum])
+    part_of_stratum = variances.stratum + base
+    common = np.full_like(single, variances.common, shape=(1, single.shape[1]))
+    precision = 1 / np.maximum(np.concatenate([common, single, part_of_stratum]), _TINY)
     row = np.arange(len(pairs))
     column = np.stack([0 * row, 1 + pairs.treatment, 1 + pairs.n_treatments + pairs.stratum])
     design = sparse.csr_matrix(

@@ -25,7 +25,7 @@ def _grid(means, variances):
     """Forecast of all pairs, shape ``(n_strata, n_treatments, n_genes)``."""
     shape = means.pairs.n_strata, means.pairs.n_treatments
     stratum, treatment = (codes.ravel() for codes in np.indices(shape))
-    return forecast(means, variances).at(stratum, treatment).reshape(*shape, -1)
+    return forecast(means, variances, adaptive=False).at(stratum, treatment).reshape(*shape, -1)
 
 
 def _dense(means, values):
@@ -166,7 +166,7 @@ def test_parts_solve_the_mixed_model_equations(variances):
     pairs = _pairs(observed)
     value, noise = rng.normal(3, 1, (len(pairs), 3)), np.exp(rng.normal(-4, 2, (len(pairs), 3)))
     variances = EffectVariances(*variances)
-    fitted = forecast(PairMeans(pairs, value, noise), variances)
+    fitted = forecast(PairMeans(pairs, value, noise), variances, adaptive=False)
     base = pairs.rows(pairs.stratum, 0)
     treated = np.flatnonzero(pairs.treatment > 0)
     x, t = pairs.stratum[treated], pairs.treatment[treated]
