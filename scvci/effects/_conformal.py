@@ -123,6 +123,8 @@ def _by_clusters(scores: np.ndarray, level: float, clusters: np.ndarray) -> np.n
             f"clusters has shape {clusters.shape}, but must have one code per score: "
             f"{scores.shape[:1]}."
         )
+    if not len(scores):
+        return np.full(scores.shape[1:], np.inf)
     _, code, size = np.unique(clusters, return_inverse=True, return_counts=True)
     weight = 1 / ((len(size) + 1) * size[code])
     order = np.argsort(scores, axis=0)

@@ -25,6 +25,8 @@ _BLOCK = 2_000_000
 _LEVEL = 0.05
 #: AUC above which a leak is called mild, and strong.
 _MILD, _STRONG = 0.55, 0.65
+#: Share of latent dispersion between treatments, beyond chance, up to which a leak is a trace.
+_TRACE = 0.01
 _ADVICE = (
     " What can help: the default objective, if a weight was lowered; registering what differs "
     "between the arms apart from treatment (donors, batches, finer cell types); more cells."
@@ -385,15 +387,16 @@ def _tabulate(test: str, strata: list[_Stratum]) -> pd.DataFrame:
 def _row(test: str, stratum: _Stratum) -> dict[str, object]:
     values = stratum.draws.get(test, np.full((2, 1), np.nan))
     observed, null = values[0].mean(), values[1:]
-    q05, q95 = np.quantile(null, [0.05, 0.95])
+    mean_null = null.mean(axis=1)
+    q05, q95 = np.quantile(mean_null, [0.05, 0.95])
     # Relabellings that leave the labels as they are count as ties whatever the rounding.
     p_values = (1 + (null >= values[0] - _TINY).sum(axis=0)) / len(values)
     return {
         "test": test,
         "stratum": stratum.name,
         "statistic": observed,
-        "null_mean": null.mean(),
-        "null_sd": null.std(),
+        "null_mean": mean_null.mean(),
+        "null_sd": mean_null.std(),
         "null_q05": q05,
         "null_q95": q95,
         "p_value": _combined(p_values, len(null)) if stratum.draws else np.nan,
@@ -439,16 +442,24 @@ def _verdict(table: pd.DataFrame) -> str:
         )
     top = [f"{s} ({a:.2f})" for s, a in found[["stratum", "statistic"]].head(3).to_numpy()]
     where = f" Clearest in: {', '.join(top)}." if top else ""
-    meaning = _meaning(max(auc["statistic"], *found["statistic"], 0))
+    meaning = _meaning(
+        max(auc["statistic"], *found["statistic"], 0), energy["statistic"] - energy["null_mean"]
+    )
     return f"{meaning} ({numbers}).{where}{_ADVICE}{width}"
 
 
-def _meaning(auc: float) -> str:
+def _meaning(auc: float, dispersion: float) -> str:
     """Say what a leak of that size does to counterfactuals."""
+    if auc < _MILD and dispersion > _TRACE:
+        return (
+            "The latent state depends on the treatment in a way that the classifier, on average "
+            "over treatments, hardly sees (one of them, or how latents go together): "
+            "counterfactuals may keep part of the effect of the treatment a cell really had"
+        )
     if auc < _MILD:
         return (
             "The latent state holds a trace of the treatment: significant, but a classifier "
-            "hardly does better than chance, so counterfactuals are hardly touched"
+            "hardly does better than chance, and hardly any dispersion lies between treatments"
         )
     if auc < _STRONG:
         return (

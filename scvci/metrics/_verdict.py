@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 #: Standard errors beyond which a method is ahead or behind.
 _N_ERRORS = 2.0
-_STANDINGS = ["ahead of", "level with", "BEHIND"]
+_ROUNDING = 1e-9
+_AHEAD, _LEVEL, _BEHIND = _STANDINGS = ("ahead of", "level with", "BEHIND")
+_PAIR = ["treatment", "stratum"]
+_COLUMNS = [
+    "method",
+    "metric",
+    "pair",
+    "value",
+    "best_baseline",
+    "best_baseline_value",
+    "advantage",
+    "std_error",
+    "standing",
+    "baseline_wins",
+    "n_pairs",
+    "n_pairs_baseline_wins",
+]
 
 
 def add_best_baseline(table: pd.DataFrame) -> pd.DataFrame:
@@ -39,61 +56,70 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     One row per model method, metric and kind of pair: ``method``, ``metric``, ``pair``,
-    ``value`` (mean over pairs), ``best_baseline`` (the one with the best mean) and
-    ``best_baseline_value``, ``advantage`` (the mean over pairs of the method's lead on it) with
-    its ``std_error`` (NaN for a single pair), ``baseline_wins`` (whether the baseline leads by
-    more than two of these, or at all for a single pair), ``n_pairs`` and
-    ``n_pairs_baseline_wins`` (pairs in which some baseline is better).
+    ``value`` (mean over its scores), ``best_baseline`` (of those that have them all, the one with
+    the best mean) and ``best_baseline_value``, ``advantage`` (the mean over pairs of the method's
+    lead on it) with its ``std_error`` (NaN for a single pair), ``standing`` (ahead or behind by
+    two of these, by Student's quantile of like probability; with one pair by the number alone),
+    ``baseline_wins`` (behind), ``n_pairs`` (scores) and ``n_pairs_baseline_wins`` (scores for
+    which some baseline is better).
 
     Notes
     -----
     The error is over pairs, as if they were drawn independently; pairs of one stratum share cells.
+    The baseline is the best of several on the same pairs, which favours it.
     """
-    keys = ["metric", "pair"]
-    means = table.groupby(["kind", "method", *keys], sort=False)["value"].agg(["mean", "size"])
-    means = means.reset_index()
     rows = []
-    models = table[table["kind"] == "model"]
-    for (method, metric, pair), scores in models.groupby(["method", *keys], sort=False):
+    models = table[(table["kind"] == "model") & table["value"].notna()]
+    for (method, metric, pair), scores in models.groupby(["method", "metric", "pair"], sort=False):
         higher = bool(scores["higher_is_better"].iloc[0])
-        same = means[(means["metric"] == metric) & (means["pair"] == pair)]
-        # Means compare over the same pairs only: a baseline that skips some is left out.
-        complete = (same["kind"] == "baseline") & (same["size"] == len(scores))
-        baselines = same[complete].set_index("method")["mean"]
+        beside = _beside(table, scores)
         best, best_value, lead = None, float("nan"), np.array([np.nan])
-        if len(baselines):
-            best = baselines.idxmax() if higher else baselines.idxmin()
-            best_value = float(baselines[best])
-            lead = _lead(table, scores, best) * (1 if higher else -1)
+        if len(beside.columns):
+            means = beside.mean()
+            best = means.idxmax() if higher else means.idxmin()
+            best_value = float(means[best])
+            difference = pd.Series(scores["value"].to_numpy(), index=beside.index) - beside[best]
+            # Folds of one pair are no independent pairs.
+            lead = difference.groupby(level=_PAIR).mean().to_numpy() * (1 if higher else -1)
         error = float(lead.std(ddof=1) / np.sqrt(len(lead))) if len(lead) > 1 else float("nan")
-        advantage = float(lead.mean())
+        standing = _standing(float(lead.mean()), error, len(lead))
         rows.append(
-            {
-                "method": method,
-                "metric": metric,
-                "pair": pair,
-                "value": float(scores["value"].mean()),
-                "best_baseline": best,
-                "best_baseline_value": best_value,
-                "advantage": advantage,
-                "std_error": error,
-                "baseline_wins": advantage < -_N_ERRORS * np.nan_to_num(error),
-                "n_pairs": len(scores),
-                "n_pairs_baseline_wins": int(scores["baseline_wins"].sum()),
-            }
+            (
+                method,
+                metric,
+                pair,
+                float(scores["value"].mean()),
+                best,
+                best_value,
+                float(lead.mean()),
+                error,
+                standing,
+                standing == _BEHIND,
+                len(scores),
+                int(scores["baseline_wins"].sum()),
+            )
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _lead(table: pd.DataFrame, scores: pd.DataFrame, baseline: str) -> np.ndarray:
-    """How much higher the scores of each pair are than the baseline's."""
+def _beside(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores of the baselines that have one for every row of a method's, a column for each."""
+    keys = [*_PAIR, *(["fold"] if "fold" in table else [])]
     [metric], [pair] = scores["metric"].unique(), scores["pair"].unique()
-    chosen = table["kind"].eq("baseline") & table["method"].eq(baseline)
-    chosen &= table["metric"].eq(metric) & table["pair"].eq(pair)
-    keys = ["treatment", "stratum"]
-    others = table.loc[chosen, [*keys, "value"]]
-    both = scores[[*keys, "value"]].merge(others, on=keys, suffixes=("", "_baseline"))
-    return (both["value"] - both["value_baseline"]).to_numpy(dtype=float)
+    chosen = table["kind"].eq("baseline") & table["metric"].eq(metric) & table["pair"].eq(pair)
+    wide = table[chosen].pivot_table("value", keys, "method", sort=False)
+    return wide.reindex(pd.MultiIndex.from_frame(scores[keys])).dropna(axis=1)
+
+
+def _standing(advantage: float, error: float, n: int) -> str:
+    """Ahead of, level with or behind a baseline; with a single pair by the number alone."""
+    if np.isnan(advantage):
+        return ""
+    # With few pairs, two standard errors are as sure as with many only by Student's quantile.
+    margin = stats.t.ppf(stats.norm.cdf(_N_ERRORS), n - 1) * error if n > 1 else 0.0
+    if abs(advantage) <= max(margin, _ROUNDING):
+        return _LEVEL
+    return _AHEAD if advantage > 0 else _BEHIND
 
 
 def verdict(table: pd.DataFrame) -> str:
@@ -113,9 +139,9 @@ def verdict(table: pd.DataFrame) -> str:
     summary = summarize(table)
     summary = summary[summary["best_baseline"].notna()]
     if summary.empty:
-        return "There is no baseline in the table, so nothing to judge the model by."
-    standing = [_standing(a, e) for a, e in summary[["advantage", "std_error"]].to_numpy(float)]
-    summary = summary.assign(standing=standing)
+        return (
+            "There is no baseline in the table for the same pairs, so nothing to judge a model by."
+        )
     lines = [
         f"{row.metric} ({row.pair}): {row.method} {row.value:.3f} is {row.standing} the best "
         f"baseline, {row.best_baseline} ({row.best_baseline_value:.3f}"
@@ -124,8 +150,7 @@ def verdict(table: pd.DataFrame) -> str:
         for row in summary.itertuples()
     ]
     for method, rows in summary.groupby("method", sort=False):
-        n = rows["standing"].value_counts().reindex(_STANDINGS, fill_value=0)
-        ahead, level, behind = n
+        ahead, level, behind = (int((rows["standing"] == s).sum()) for s in _STANDINGS)
         lines.append(
             f"{method} is ahead of the best baseline in {ahead}, level with it in {level} and "
             f"behind it in {behind} of {len(rows)} comparisons. {_advice(ahead, behind)}"
@@ -133,18 +158,9 @@ def verdict(table: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
-def _standing(advantage: float, error: float) -> str:
-    margin = _N_ERRORS * np.nan_to_num(error)
-    if abs(advantage) <= margin:
-        return _STANDINGS[1]
-    return _STANDINGS[0] if advantage > 0 else _STANDINGS[2]
-
-
 def _advice(ahead: int, behind: int) -> str:
-    if behind and ahead:
-        return "Use it for what it is ahead in, and that baseline where it is behind."
     if behind:
-        return "Use the baseline."
+        return "Where it is behind, the baseline that is named is what to use."
     if ahead:
         return "Use it."
-    return "The baseline says as much: use the model for what a mean cannot say, single cells."
+    return "For these questions the baseline that is named does as well."

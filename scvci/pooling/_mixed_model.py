@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 #: Fitting stops when no part would move by more, on the scale of the means.
 _TOLERANCE = 1e-6
 _MAX_STEPS = 500
-#: Times that variances of single effects are found from the parts, and parts from these.
-_N_PASSES = 2
 #: Numbers in an array while parts are fitted, a block of genes at a time.
 _MAX_NUMBERS = 2_000_000
 _TINY = 1e-12
@@ -174,7 +172,9 @@ def effect_variances(means: PairMeans, control: int = 0) -> EffectVariances:
         ]
     )
     several_t, several_x = (n_t > 0).sum() > 1, (n_x > 0).sum() > 1
-    kept = np.flatnonzero(np.array([True, several_t, several_t and several_x, several_x]))
+    # Of treatments that were measured once each, what is particular to the stratum is not known.
+    repeated = several_x and in_t > n_all
+    kept = np.flatnonzero(np.array([True, several_t, several_t and several_x, repeated]))
     # Least squares with the Gram matrix in place of the couples, of which there may be millions.
     part = gram[np.ix_(kept, kept)]
     root = np.linalg.cholesky(part + 1e-9 * np.trace(part) * np.eye(len(kept))).T
@@ -210,7 +210,8 @@ def forecast(
     shape = means.pairs.n_treatments, means.value.shape[1]
     single = np.full(shape, variances.treatment)
     parts = _fit_parts(means, variances, single, control)
-    for _ in range(_N_PASSES if adaptive and variances.treatment > _TINY else 0):
+    # Doing so again from these parts changes no forecast.
+    if adaptive and variances.treatment > _TINY:
         single = _single_variances(means, variances, parts, control)
         parts = _fit_parts(means, variances, single, control)
     return Forecast(means, variances, control, *_split(parts, shape[0]))

@@ -8,7 +8,8 @@ import numpy as np
 _GRID = np.array([0.0, *4.0 ** np.arange(-3, 5)])
 #: Genes that the weights of all rows together count as in those of one row.
 _PRIOR_GENES = 10.0
-_N_STEPS = 30
+#: Steps of the common weights, and of those of each row, which start from the former.
+_N_STEPS, _N_ROW_STEPS = 30, 20
 #: Numbers in an array at a time, and in the estimate of the common weights.
 _MAX_NUMBERS = 2_000_000
 #: Largest share of an estimate that is kept, so that its variance is finite.
@@ -24,6 +25,9 @@ def mixture_variances(estimate: np.ndarray, noise: np.ndarray, variance: float) 
     genes (Stephens, 2017). The weights are those of maximum likelihood over all rows, and of each
     row with the former counted as 10 genes. An estimate z with noise v has the posterior mean
     :math:`B z`, and a normal prior of variance :math:`v B / (1 - B)` gives the same.
+
+    Where the noise is larger than stated, strong noise is taken for strong effects: a normal prior
+    is the safer one then.
 
     Parameters
     ----------
@@ -46,8 +50,9 @@ def mixture_variances(estimate: np.ndarray, noise: np.ndarray, variance: float) 
     known = np.isfinite(estimate) & np.isfinite(noise) & (noise > 0)
     if not known.any():
         return np.full(estimate.shape, variance)
-    step = -(-int(known.sum()) * len(parts) // _MAX_NUMBERS)
-    likelihood = _likelihood(estimate[known][::step], noise[known][::step], parts)
+    n_common = min(int(known.sum()), _MAX_NUMBERS // len(parts))
+    some = np.random.default_rng(0).permutation(int(known.sum()))[:n_common]
+    likelihood = _likelihood(estimate[known][some], noise[known][some], parts)
     common = np.full(len(parts), 1 / len(parts))
     for _ in range(_N_STEPS):
         common = _responsibilities(likelihood, common).mean(axis=0)
@@ -58,7 +63,7 @@ def mixture_variances(estimate: np.ndarray, noise: np.ndarray, variance: float) 
         z, v, used = estimate[rows], noise[rows], known[rows]
         likelihood = _likelihood(np.where(used, z, 0), np.where(used, v, 1), parts)
         weights = np.repeat(common[None, None], len(z), axis=0)
-        for _ in range(_N_STEPS):
+        for _ in range(_N_ROW_STEPS):
             shares = _responsibilities(likelihood, weights) * used[..., None]
             total = shares.sum(axis=1, keepdims=True) + _PRIOR_GENES * common
             weights = total / total.sum(axis=-1, keepdims=True)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from scvci.model import VCI
 
-_OWN, _OTHERS, _MODEL = "own stratum", "other strata", "model"
+_OWN, _OTHERS, _MODEL, _NONE = "own stratum", "other strata", "model", "none"
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ def predict_interval(
     its distance from the centre, :math:`|F(y \mid x, t) - 1/2|`, and the interval holds all values
     that score no higher than the :math:`(n + 1) \, level`-th smallest of n such scores. Where that
     rank is between two whole numbers, one of them is drawn for each gene, so that coverage is
-    right over genes. Each gene, stratum and treatment is calibrated by itself. For the fifth of
-    the cells whose latent state is farthest from the centre of their stratum the interval is
-    extended to the quantiles of the cell's own draws.
+    right over genes. Each gene, stratum and treatment is calibrated by itself. Where a
+    cell's latent state is farther from the centre of its stratum than those of four fifths of its
+    training cells, the interval is extended to the quantiles of the cell's own draws.
 
     Parameters
     ----------
@@ -141,10 +141,10 @@ def predict_interval(
     library size and its outcome. Each interval holds Y(t) with a probability of at least
     ``level``, however wrong the model is, and one that is extended no less. That is an average
     over cells, calibration sets and drawn ranks: for one given cell, or those of an unusual state,
-    nothing is promised. Extended intervals make up for what would be lost at the edge (in
-    Mahalanobis' distance of latent means within strata) if the model reads states and their
-    effects rightly. Where hardly a cell has a count of a gene, an interval of a single zero
-    covers more than asked for, and no interval covers less.
+    nothing is promised. Extended intervals make up for what would be lost at the edge (by
+    Mahalanobis' distance of latent means, with the covariance within strata that all share) if
+    the model reads states and their effects rightly. Where hardly a cell has a count of a gene, an
+    interval of a single zero covers more than asked for, and no interval covers less.
 
     *What it assumes.* No confounding within strata, continuous covariates included; cells
     neither lost nor gained by the treatment; a library size that the treatment leaves alone
@@ -330,7 +330,8 @@ def _calibrate(
             basis[x] = _OTHERS
             threshold[x], _ = bound(np.arange(len(scores)))
     # A stratum without training cells has no predictive distribution.
-    threshold[[*predictive.is_empty, True]] = np.nan
+    empty = np.array([*predictive.is_empty, True])
+    threshold[empty], basis[empty], guarantee[empty] = np.nan, _NONE, False
     return _Bounds(threshold, n_cells, basis, guarantee & (request.kind == "test"))
 
 
@@ -358,7 +359,8 @@ def _warn_without_guarantee(
             f"Intervals under {target!r} have no guarantee in {listed}: a level of "
             f"{request.level:g} needs {least_calibration_cells(request.level)} held-out cells "
             "of the stratum with the treatment. They rest on the treatment's cells of all "
-            "strata, or on the model's own quantiles; uns['scvci'] says which.",
+            "strata, or on the model's own quantiles, or are missing where training saw no cell "
+            "of the stratum; uns['scvci'] says which.",
             UserWarning,
             stacklevel=3,
         )

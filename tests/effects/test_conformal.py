@@ -190,3 +190,9 @@ def test_a_cell_of_a_new_donor_is_covered_by_donors_not_by_cells():
     assert np.isinf(conformal_threshold(scores[donor < 8], 0.9, clusters=donor[donor < 8])).all()
     with pytest.raises(ValueError, match="clusters has shape"):
         conformal_threshold(scores, 0.9, clusters=donor[1:])
+
+
+def test_no_score_bounds_nothing():
+    for clusters in (None, np.zeros(0)):
+        bound = conformal_threshold(np.zeros((0, 3)), 0.9, clusters=clusters)
+        np.testing.assert_array_equal(bound, np.full(3, np.inf))

@@ -232,3 +232,16 @@ def test_one_draw_without_spread_is_the_state_itself():
     np.testing.assert_allclose(drawn["statistic"][:2], plain["statistic"], atol=0.05)
     with pytest.raises(ValueError, match="std of shape"):
         conditional_independence_test(z, t, std=-np.ones_like(z))
+
+
+def test_a_leak_that_a_linear_classifier_cannot_see_is_not_called_harmless():
+    """Two latents go together in one arm and against each other in the other."""
+    rng = np.random.default_rng(9)
+    t = np.repeat([0, 1], 300)
+    first = rng.normal(size=600)
+    z = np.stack([first, np.where(t == 1, 1, -1) * first], axis=1) + 0.1 * rng.normal(
+        size=(600, 2)
+    )
+    verdict = conditional_independence_test(z, t, n_permutations=99).attrs["verdict"]
+    assert "hardly sees" in verdict
+    assert "trace" not in verdict

@@ -243,7 +243,7 @@ def test_the_table_says_when_a_baseline_wins(data):
     assert "r2_delta (seen): prediction" in text
     assert "BEHIND the best baseline" in text
     assert "prediction is ahead of the best baseline in 0," in text
-    assert "Use the baseline." in text
+    assert "the baseline that is named is what to use" in text
 
 
 @pytest.mark.parametrize(

@@ -210,3 +210,17 @@ def test_thousands_of_pairs_need_no_grid():
     finally:
         tracemalloc.stop()
     assert peak < 20e6
+
+
+def test_what_is_particular_to_a_pair_is_not_told_from_treatments_measured_once():
+    rng = np.random.default_rng(8)
+    x, t = (
+        np.repeat([0, 1, 2], 11),
+        np.concatenate([[0, *range(1 + 10 * i, 11 + 10 * i)] for i in range(3)]),
+    )
+    order = np.lexsort((t, x))
+    pairs = Pairs(x[order], t[order], 3, 31)
+    value = rng.normal(0, 0.5, (33, 200)) * (t[order] > 0)[:, None]
+    variances = effect_variances(PairMeans(pairs, value, np.full(value.shape, 1e-4)))
+    assert variances.pair == 0
+    assert variances.treatment == pytest.approx(0.25, rel=0.15)

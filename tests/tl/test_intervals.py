@@ -295,3 +295,40 @@ def test_intervals_are_extended_at_the_edge_of_the_latent_state_and_nowhere_else
     without = ((plain_low <= truth) & (truth <= plain_high)).mean(axis=1)
     assert covered[far].mean() > max(0.88, without[far].mean() + 0.02)
     assert covered.mean() < without.mean() + 0.03
+
+
+def test_donors_that_training_saw_calibrate_without_a_guarantee():
+    """An ordinary split leaves no donor out."""
+    data = _simulate(900, seed=4)
+    data.obs["donor"] = np.random.default_rng(0).choice(list("abcdefghijkl"), data.n_obs)
+    model = _train(data, max_epochs=3, **_PARTS)
+    with pytest.warns(UserWarning, match="no guarantee in.*clusters of cluster_key="):
+        low, high = tl.predict_interval(model, "IFNb", cluster_key="donor")
+    assert np.isfinite(data.layers[high]).all()
+    assert not data.uns["scvci"][low]["calibration"]["guarantee"].any()
+
+
+def test_a_stratum_that_training_did_not_see_has_no_interval_and_no_guarantee():
+    data = _simulate(900, seed=5)
+    VCI.setup_anndata(data, layer="counts", categorical_covariate_keys=["cell_type"])
+    model = VCI(data, n_latent=3, seed=0)
+    rows = np.random.default_rng(0).permutation(data.n_obs)
+    seen = (data.obs["cell_type"] != "B").to_numpy()[rows]
+    parts = [
+        rows[seen][:400],
+        rows[seen][400:450],
+        np.concatenate([rows[seen][450:], rows[~seen]]),
+    ]
+    model.train(
+        max_epochs=2,
+        enable_progress_bar=False,
+        accelerator="cpu",
+        datasplitter_kwargs={"external_indexing": parts},
+    )
+    with pytest.warns(UserWarning, match=r"no guarantee in B .*training saw no cell"):
+        low, _ = tl.predict_interval(model, "IFNb")
+    missing = np.isnan(data.layers[low]).all(axis=1)
+    np.testing.assert_array_equal(missing, data.obs["cell_type"] == "B")
+    record = data.uns["scvci"][low]["calibration"]
+    assert dict(zip(record["stratum"], record["basis"], strict=True))["B"] == "none"
+    assert list(record["guarantee"]) == [x != "B" for x in model.strata]
