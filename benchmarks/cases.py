@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 
 #: Real data lie beside the checkout, not in it.
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+#: Column of ``obs`` with the strata of each real data set.
+STRATA = {
+    **dict.fromkeys(("kang", "kang_donors", "mcfaline", "norman"), "cell_type"),
+    "papalexi": "bio_rep",
+    "hagai_lps": "replicate",
+}
 _MIN_CELLS = 20
 
 
@@ -142,7 +148,7 @@ def _known(name: str, adata: AnnData) -> Case:
 def _read(name: str) -> AnnData:
     adata = anndata.read_h5ad(DATA / f"{name}.h5ad")
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
-    adata.obs["stratum"] = adata.obs["cell_type"].astype(str)
+    adata.obs["stratum"] = adata.obs[STRATA[name]].astype(str)
     adata.obs["treatment"] = adata.obs["treatment"].astype(str)
     return adata
 

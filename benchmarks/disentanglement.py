@@ -13,23 +13,17 @@ from __future__ import annotations
 import argparse
 import logging
 import warnings
-from pathlib import Path
 
 import anndata
 import numpy as np
 import pandas as pd
+from cases import DATA, STRATA
 
 from scvci.datasets import simulate_perturbation
 from scvci.effects import conditional_independence_test
 from scvci.model import VCI
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-STRATA = {
-    "kang": "cell_type",
-    "kang_donors": "cell_type",
-    "papalexi": "bio_rep",
-    "hagai_lps": "replicate",
-}
+_REAL = ("kang", "kang_donors", "papalexi", "hagai_lps")
 #: Shifts of treated cells in the latent that varies most, in its standard deviations over cells.
 _SHIFTS = [0.1, 0.2, 0.3, 0.5]
 
@@ -112,7 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiments", type=int, default=40)
     parser.add_argument("--cells", type=int, default=800)
-    parser.add_argument("--real", nargs="*", choices=list(STRATA), help="data sets; none: all")
+    parser.add_argument("--real", nargs="*", choices=_REAL, help="data sets; none: all")
     parser.add_argument("--seeds", type=int, default=2, help="of real data")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -121,7 +115,7 @@ def main() -> None:
         table = simulations(arguments.experiments, arguments.cells)
         print(summarise(table).round(3).to_string())
         return
-    for name in arguments.real or STRATA:
+    for name in arguments.real or _REAL:
         for seed in range(arguments.seeds):
             model = fit(anndata.read_h5ad(DATA / f"{name}.h5ad"), STRATA[name], seed)
             for part in ("all", "held out"):

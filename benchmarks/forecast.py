@@ -13,26 +13,19 @@ and correlations, both of summed counts.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anndata
 import numpy as np
 import pandas as pd
+from cases import DATA, STRATA
 
 from scvci.pooling import PairMeans, Pairs, effect_variances, forecast, pair_means
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
-REAL = {
-    "papalexi": "bio_rep",
-    "kang": "cell_type",
-    "kang_donors": "cell_type",
-    "mcfaline": "cell_type",
-    "hagai_lps": "replicate",
-}
+_REAL = ("papalexi", "kang", "kang_donors", "mcfaline", "hagai_lps")
 #: Share of genes that a treatment changes and the standard deviation of log-fold changes.
 SCREENS = {
     "few strong genes": (0.02, 1.5),
@@ -67,7 +60,7 @@ def real(name: str) -> tuple:
     adata = anndata.read_h5ad(DATA / f"{name}.h5ad")
     arms = ["control", *sorted(set(adata.obs["treatment"]) - {"control"})]
     arm = pd.Categorical(adata.obs["treatment"], categories=arms).codes.astype(int)
-    return adata.X.toarray(), arm, pd.factorize(adata.obs[REAL[name]], sort=True)[0]
+    return adata.X.toarray(), arm, pd.factorize(adata.obs[STRATA[name]], sort=True)[0]
 
 
 def means_of(counts: np.ndarray, arm: np.ndarray, stratum: np.ndarray) -> tuple:
@@ -125,7 +118,7 @@ def main() -> None:
         for seed in range(arguments.seeds):
             scores = judge(*means_of(*screen(name, seed)), "pairs")
             rows += [{"data": name, "held out": "pairs", "seed": seed, **row} for row in scores]
-    for name in REAL if DATA.exists() else ():
+    for name in _REAL if DATA.exists() else ():
         measured = means_of(*real(name))
         for how in ("pairs", "strata"):
             rows += [

@@ -73,22 +73,29 @@ def share_arms(
     Variances and degrees of freedom: those of two estimates that vary together. Both are unchanged
     with fewer than 10 genes.
     """
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(variance) & np.isfinite(df) & (variance > 0)
+    known = _known(variance, df)
     rank = int(np.linalg.matrix_rank(alike, hermitian=True))
     if known.sum() < _MIN_GENES or not rank:
         return variance, df
     measured, own, own_df = pulls[:, known], variance[known], df[known]
+    weight = 1 - np.clip(2 * (1 - own_df / rank), 0, 1) * _PATTERN_DF / (_PATTERN_DF + own_df)
+    if (weight == 1).all():
+        return variance, df
     at = np.zeros(len(own)) if average is None else average[known]
     parts = _parts(at, _PER_DF, _MAX_DFS)
     patterns = [_pattern(measured[:, part], alike, kind, rank) for part in parts]
     by_part = np.stack([_by_pattern(measured, pattern, rank) for pattern in patterns])
     common = _between([np.median(at[part]) for part in parts], by_part, at)
-    weight = 1 - np.clip(2 * (1 - own_df / rank), 0, 1) * _PATTERN_DF / (_PATTERN_DF + own_df)
     shared, shared_df = variance.copy(), df.copy()
     shared[known] = weight * own + (1 - weight) * common
     shared_df[known] = (weight / np.sqrt(own_df) + (1 - weight) / np.sqrt(rank)) ** -2
     return shared, shared_df
+
+
+def _known(variance: np.ndarray, df: np.ndarray) -> np.ndarray:
+    """Genes that have a variance."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(variance) & np.isfinite(df) & (variance > 0)
 
 
 def _pattern(pulls: np.ndarray, alike: np.ndarray, kind: np.ndarray, rank: int) -> np.ndarray:
@@ -176,8 +183,7 @@ def moderate(
     microarray experiments", 2004. Law et al., "voom", 2014. Phipson et al., "Robust
     hyperparameter estimation protects against hypervariable genes", 2016.
     """
-    with np.errstate(invalid="ignore"):
-        known = np.isfinite(variance) & np.isfinite(df) & (variance > 0)
+    known = _known(variance, df)
     if known.sum() < _MIN_GENES:
         return variance, df
     measured, own_df = variance[known], df[known]
