@@ -16,6 +16,7 @@ import pandas as pd
 from peers import PEERS, predict
 from sklearn.decomposition import PCA
 from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestNeighbors
 
 from scvci.data import Cells
 from scvci.data._statistics import compute_statistics
@@ -100,6 +101,24 @@ def pair_mean(case: Case, seed: int) -> Prediction:
     return _from_table(case, means, arms, strata)
 
 
+def own_fold_change(case: Case, seed: int) -> Prediction:
+    """Each cell's own counts times the fold change between the means of its pair and the other.
+
+    Means that were not measured are the additive baseline's.
+    """
+    cells, treatment, stratum, arms, strata = _design(case)
+    means = pair_pseudobulks(cells.X, treatment, stratum, (len(strata), len(arms)))
+    means = np.expm1(np.where(np.isfinite(means), means, BASELINES["additive"](means)))
+    means = np.maximum(means, 0.1)
+    obs, counts = case.query.obs, case.query.X.toarray()
+    x = pd.Categorical(obs["stratum"], strata).codes
+    own = pd.Categorical(obs["treatment"], arms).codes
+    values = {t: counts * means[x, arms.index(t)] / means[x, own] for t in _arms(case)}
+    return Prediction(
+        {t: log_normalise(v) for t, v in values.items()}, _means_of_cells(case, values)
+    )
+
+
 def mixed_model(case: Case, seed: int) -> Prediction:
     """Predict by the mixed model that calibration uses for pairs without cells, alone."""
     source, *_ = _design(case)
@@ -163,11 +182,56 @@ def ridge(case: Case, seed: int, n_components: int = 4, penalty: float = 1.0) ->
     return Prediction(cells, _means_of_cells(case, levels))
 
 
+def neighbours(case: Case, seed: int, n_components: int = 10, n_neighbors: int = 20) -> Prediction:
+    """Mean of the most similar cells that received the treatment in the stratum.
+
+    Similar are cells in principal components of what the means of (treatment, stratum) leave
+    over. Where the stratum has no such cells, the mean change over the other strata is added.
+    """
+    obs, arms = case.train.obs, _arms(case)
+    y = log_normalise(case.train.X.toarray())
+    group = (obs["treatment"].astype(str) + "|" + obs["stratum"].astype(str)).to_numpy()
+    residual = y - pd.DataFrame(y).groupby(group).transform("mean").to_numpy()
+    scores = PCA(n_components, random_state=seed).fit_transform(residual)
+    shares = np.expm1(y)
+    cell_of = pd.Series(np.arange(len(obs)), index=obs.index)
+    own = cell_of.loc[case.query.obs_names].to_numpy()
+    stratum = case.query.obs["stratum"].to_numpy(str)
+    found: dict[tuple[str, str], np.ndarray] = {}
+    for (t, x), rows in (
+        obs.reset_index(drop=True).groupby(["treatment", "stratum"]).groups.items()
+    ):
+        rows = np.asarray(rows)
+        index = NearestNeighbors(n_neighbors=min(n_neighbors + 1, len(rows))).fit(scores[rows])
+        near = rows[index.kneighbors(scores[own], return_distance=False)]
+        # A cell is no neighbour of its own; of other cells' the farthest is one too many.
+        weight = (near != own[:, None]).astype(float)
+        weight[weight.all(axis=1), -1] = 0
+        weight /= np.maximum(weight.sum(axis=1, keepdims=True), 1)
+        found[t, x] = np.einsum("ik,ikg->ig", weight, shares[near])
+    cells = {}
+    for t in arms:
+        levels = np.zeros((len(own), y.shape[1]))
+        for x in np.unique(stratum):
+            rows = stratum == x
+            if (t, x) in found:
+                levels[rows] = found[t, x][rows]
+                continue
+            changes = [
+                found[t, s][rows] - found[case.control, s][rows]
+                for s in obs["stratum"].unique()
+                if (t, s) in found and (case.control, s) in found
+            ]
+            levels[rows] = np.maximum(found[case.control, x][rows] + np.mean(changes, axis=0), 0)
+        cells[t] = levels
+    return Prediction({t: np.log1p(v) for t, v in cells.items()}, _means_of_cells(case, cells))
+
+
 def vci(
     case: Case,
     seed: int,
     calibrated: bool = True,
-    keep_residuals: bool = False,
+    keep: str = "rates",
     **settings: object,
 ) -> Prediction:
     """Train the model; only the settings named here differ from its defaults."""
@@ -187,9 +251,7 @@ def vci(
         arms = _arms(case)
         if not query.obs["stratum"].isin(cells.obs["stratum"].unique()).all():
             model = VCI.load_query_data(query, model)
-        layers = model.predict_counterfactual(
-            arms, query, calibrated=calibrated, keep_residuals=keep_residuals
-        )
+        layers = model.predict_counterfactual(arms, query, calibrated=calibrated, keep=keep)
     values = {t: np.asarray(query.layers[name]) for t, name in zip(arms, layers, strict=True)}
     if log_scale:
         values = {t: np.expm1(np.maximum(v, 0)) for t, v in values.items()}
@@ -226,11 +288,14 @@ METHODS: dict[str, Callable[..., Prediction]] = {
     **{name: (lambda c, s, n=name: baseline(c, s, n)) for name in BASELINES},
     "mean of the pair": pair_mean,
     "ridge": ridge,
+    "nearest neighbours": neighbours,
+    "own counts, fold change": own_fold_change,
     "mixed model of means": mixed_model,
     "VCI": vci,
     "VCI paper": lambda c, s: vci(c, s, preset="paper"),
     "VCI uncalibrated": lambda c, s: vci(c, s, calibrated=False),
-    "VCI with residuals": lambda c, s: vci(c, s, keep_residuals=True),
+    "VCI keeps state only": lambda c, s: vci(c, s, keep="state"),
+    "VCI keeps molecules": lambda c, s: vci(c, s, keep="molecules"),
     "VCI no divergence": lambda c, s: vci(c, s, weights={"divergence": 0.0}),
     "VCI no covariate term": lambda c, s: vci(c, s, weights={"covariate": 0.0}),
     "VCI no interaction": lambda c, s: vci(c, s, architecture={"interaction": False}),

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.transforms import ScaledTranslation
 from natsort import natsorted
-from report_numbers import on_shared_seeds, summarise
+from report_numbers import BASELINES, LOWER_IS_BETTER, on_shared_seeds, summarise
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -23,10 +23,7 @@ mpl.use("Agg")
 #: Colours that colour-blind readers can tell apart (Okabe and Ito), with a shape each.
 _STYLES = {
     "VCI": ("#D55E00", "o", 7.5),
-    "ridge": ("#CC79A7", "X", 6.5),
-    "low-rank linear": ("#009E73", "D", 5),
-    "additive": ("#0072B2", "s", 5),
-    "treatment mean": ("#56B4E9", "^", 6),
+    "best baseline": ("#0072B2", "D", 5.5),
 }
 _PAIRS = {"seen": ("#0072B2", "s", -0.14), "held out": ("#D55E00", "o", 0.14)}
 _RC = {
@@ -43,8 +40,9 @@ def draw_all(scores: pd.DataFrame, folder: Path) -> dict[str, str]:
     numbers = summarise(scores)
     methods = numbers["method"].unique()
     ablations = natsorted(m for m in methods if m.startswith("VCI "))
-    ours = (*_STYLES, *ablations, "no change", "mean of the pair", "mixed model of means")
+    ours = ("VCI", *ablations, *BASELINES)
     peers = sorted(m for m in methods if m not in ours)
+    numbers = _with_best_baseline(numbers)
     drawn = {
         "accuracy_means": (
             regimes(numbers, [("rmse", "seen"), ("rmse", "held out")]),
@@ -70,6 +68,15 @@ def draw_all(scores: pd.DataFrame, folder: Path) -> dict[str, str]:
             figure.savefig(file, dpi=130, bbox_inches="tight")
             plt.close(figure)
     return {name: text for name, (figure, text) in drawn.items() if figure is not None}
+
+
+def _with_best_baseline(numbers: pd.DataFrame) -> pd.DataFrame:
+    """Add the baseline with the best mean, for each data set, kind of pair and metric."""
+    baselines = numbers[numbers["method"].isin(BASELINES)]
+    sign = baselines["metric"].isin(LOWER_IS_BETTER).map({True: 1.0, False: -1.0})
+    order = (sign * baselines["mean"]).sort_values(kind="stable").index
+    best = baselines.loc[order].drop_duplicates(["dataset", "pair", "metric"])
+    return pd.concat([numbers, best.assign(method="best baseline")], ignore_index=True)
 
 
 def _variants_of(scores: pd.DataFrame, methods: list[str], beside: list[str]) -> Figure | None:
@@ -147,11 +154,11 @@ def _regime_panel(ax: Axes, table: pd.DataFrame, metric: str) -> None:
     for y in range(0, len(table), 2):
         ax.axhspan(y - 0.5, y + 0.5, color="0.955", lw=0, zorder=0)
     for method, (color, marker, size) in reversed(_STYLES.items()):
-        if ("mean", method) not in table or (correlation and method not in ("VCI", "ridge")):
+        if ("mean", method) not in table:
             continue
         mean = table["mean", method].to_numpy()
         error = np.nan_to_num(table["standard_error", method].to_numpy())
-        y = np.arange(len(table)) + (0.1 * list(_STYLES).index(method) - 0.2)
+        y = np.arange(len(table)) + (0.2 * list(_STYLES).index(method) - 0.1)
         _points(ax, mean, y, error, (low, high), color, marker, size)
     if not correlation:
         ax.axvline(1, color="0.4", lw=1, zorder=1)

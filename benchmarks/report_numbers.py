@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from scipy import stats
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -18,9 +19,12 @@ BASELINES = [
     "additive",
     "low-rank linear",
     "mean of the pair",
+    "mixed model of means",
     "ridge",
+    "nearest neighbours",
+    "own counts, fold change",
 ]
-METRICS = ["ite_corr", "mse", "pehe", "r2_delta", "r2_change", "pearson_delta", "rmse"]
+METRICS = ["ite_corr", "mse", "pehe", "r2_delta", "r2_change", "pearson_delta", "rmse", "ceiling"]
 LOWER_IS_BETTER = {"mse", "pehe", "rmse"}
 NOT_MEASURED = "not measured"
 _ROW = ["seed", "case", "treatment", "stratum"]
@@ -42,7 +46,8 @@ def load(path: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
     several = scores.groupby("dataset")["seed"].transform(
         lambda seeds: seeds[scores.loc[seeds.index, "method"] == "VCI"].nunique() > 1
     )
-    known = scores.groupby("dataset")["mse"].transform(lambda values: values.notna().any())
+    of_cells = scores["mse"].notna() | scores["ite_corr"].notna()
+    known = of_cells.groupby(scores["dataset"]).transform("any")
     drawn = several & known
     pair = scores["treatment"].astype(str) + " in " + scores["stratum"].astype(str)
     scores["unit"] = pair.where(~drawn, scores["seed"].astype(str))
@@ -59,6 +64,25 @@ def _dataset_order(name: str) -> tuple:
         "default" not in name,
         name,
     )
+
+
+def kind_of(dataset: str) -> str:
+    """Whether a data set is simulated, real with planted effects, or real."""
+    return {"simulated": "simulated", "planted": "planted"}.get(dataset.split()[0], "real")
+
+
+def way_to_ceiling(scores: pd.DataFrame) -> pd.DataFrame:
+    """ΔR² of the additive baseline, the model and the ceiling, over pairs that have all three."""
+    rows = []
+    for (dataset, pair), group in scores.groupby(["dataset", "pair"], observed=True):
+        wide = group.pivot_table(index=_ROW, columns="method", values="r2_delta")
+        if kind_of(dataset) != "real" or not {"VCI", "additive"} <= set(wide):
+            continue
+        ceiling = group[group["method"] == "VCI"].set_index(_ROW)["ceiling"]
+        beside = wide[["additive", "VCI"]].assign(ceiling=ceiling).dropna()
+        if len(beside):
+            rows.append({"dataset": dataset, "pair": str(pair), **beside.mean()})
+    return pd.DataFrame(rows, columns=["dataset", "pair", "additive", "VCI", "ceiling"])
 
 
 def standard_error(values: pd.Series) -> float:
@@ -116,10 +140,12 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """Whether the advantage exceeds its standard error, and on which side of zero."""
+        """Whether the advantage exceeds two standard errors, and on which side of zero."""
         if not np.isfinite(self.error):
             return "not judged"
-        if abs(self.advantage) <= self.error:
+        # Of few values, Student's quantile of the same probability.
+        margin = stats.t.ppf(stats.norm.cdf(2), self.n_units - 1) * self.error
+        if abs(self.advantage) <= margin:
             return "level"
         return "ahead" if self.advantage > 0 else "behind"
 
@@ -154,11 +180,13 @@ def compare_all(scores: pd.DataFrame) -> pd.DataFrame:
         rows.append(
             {"dataset": dataset, "pair": str(pair), **found}
             | {
+                "kind": kind_of(dataset),
                 "means": found["rmse"].verdict if found["rmse"] else NOT_MEASURED,
                 "individuals": truth.verdict if truth else "no truth",
             }
         )
-    columns = ["dataset", "pair", "rmse", "r2_delta", "ite_corr", "mse", "means", "individuals"]
+    columns = ["dataset", "pair", "kind", "rmse", "r2_delta", "ite_corr", "mse"]
+    columns += ["means", "individuals"]
     # As objects: pandas would turn a missing comparison into a number.
     return pd.DataFrame({c: pd.Series([row[c] for row in rows], dtype=object) for c in columns})
 

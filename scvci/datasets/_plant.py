@@ -1,4 +1,4 @@
-"""Effects planted into real counts, so that every cell's counterfactual is known."""
+"""Effects planted into real counts, so that every cell's expected counterfactual can be judged."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from scipy import sparse
 from scipy.special import expit
 from sklearn.decomposition import TruncatedSVD
 
-#: Counts kept in the control's world; effects move this share up and down.
+#: Molecules kept in the control's world; effects move this share up and down.
 _BASE_SHARE = 0.5
+#: Molecules of a cell that are set aside to judge by.
+_JUDGED_SHARE = 1 / 3
 
 
 def plant_effects(
@@ -27,13 +29,19 @@ def plant_effects(
 ) -> AnnData:
     r"""Make an experiment out of real, untreated cells by binomial thinning.
 
-    Each count N of gene g in cell i is thinned, :math:`Y(t) \sim \mathrm{Bin}(N, p_{itg})` with
+    A third of the molecules of each cell, drawn at random, is set aside. Each count N of gene g in
+    cell i that is left is thinned, :math:`Y(t) \sim \mathrm{Bin}(N, p_{itg})` with
 
     .. math:: \mathrm{logit}\, p_{itg} = (1 + h\, s_i a_t)\, \delta_{tg}
 
     and :math:`p = \tfrac12` under the control; :math:`s_i` is the score of the cell on the first
     component of the log-normalised data, standardised within the stratum. Treatment is random. All
     that is real about the cells (correlation of genes, depth, overdispersion) stays.
+
+    What a cell was expected to show under each treatment is judged by the molecules set aside:
+    their counts, times the share that the treatment keeps, have that expectation, and a counting
+    noise that no molecule of the experiment shares (count splitting; Neufeld et al., 2024). So no
+    prediction gains by echoing a cell's own noise, and a perfect one wins.
 
     Parameters
     ----------
@@ -59,13 +67,20 @@ def plant_effects(
     Returns
     -------
     Thinned counts in ``X``; ``obs["treatment"]``, ``obs["stratum"]``;
-    ``layers["true_<treatment>"]``: :math:`N p_{itg}`, the expected counterfactual given the
-    original counts; ``uns["simulation"]``: names and held-out pairs.
+    ``layers["true_<treatment>"]``: twice the molecules set aside times :math:`p_{itg}`, unbiased
+    for the cell's expected counts under the treatment, with a noise that averages out on the
+    scale of counts but not on that of their logarithms; ``uns["simulation"]``: names and held-out
+    pairs.
 
     Raises
     ------
     ValueError
         If there are too few strata for the held-out pairs, or counts are not whole numbers.
+
+    References
+    ----------
+    Neufeld, Gao, Popp, Battle and Witten, "Inference after latent variable estimation for
+    single-cell RNA sequencing data", Biostatistics 25:270-287, 2024.
     """
     rng = np.random.default_rng(seed)
     counts = sparse.csr_matrix(adata.X if layer is None else adata.layers[layer]).toarray()
@@ -91,6 +106,8 @@ def plant_effects(
     for t, x in held:
         rows = (stratum == x) & (treatment == t)
         treatment[rows] = 0
+    judged = rng.binomial(counts.astype(np.int64), _JUDGED_SHARE)
+    counts = counts - judged
     state = _state(counts, stratum)
     share = _shares(
         rng, state, counts.shape[1], n_treatments, responding, effect_size, heterogeneity
@@ -101,8 +118,9 @@ def plant_effects(
         {"treatment": np.array(treatments)[treatment], "stratum": stratum}, index=adata.obs_names
     )
     planted = AnnData(sparse.csr_matrix(observed), obs=obs, var=adata.var[[]].copy())
+    ratio = (1 - _JUDGED_SHARE) / _JUDGED_SHARE
     for t, name in enumerate(treatments):
-        planted.layers[f"true_{name}"] = (counts * share[t]).astype(np.float32)
+        planted.layers[f"true_{name}"] = (ratio * judged * share[t]).astype(np.float32)
     planted.uns["simulation"] = {
         "treatments": treatments,
         "strata": strata,

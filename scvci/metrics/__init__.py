@@ -9,7 +9,7 @@ from ._de import (
     top_k_overlap,
 )
 from ._discrimination import centroid_accuracy, perturbation_discrimination
-from ._distributions import energy_distance, mmd
+from ._distributions import covariance_error, energy_distance, mmd
 from ._evaluate import evaluate
 from ._images import composition, effectiveness, image_mse, reversibility
 from ._individual import ite_corr, pehe, per_cell_mse
@@ -34,6 +34,7 @@ __all__ = [
     "centroid_accuracy",
     "composition",
     "cosine_logfc",
+    "covariance_error",
     "de_jaccard",
     "differential_expression",
     "direction_match",

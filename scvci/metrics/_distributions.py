@@ -56,3 +56,23 @@ def mmd(x: np.ndarray, y: np.ndarray, gammas: Sequence[float] = MMD_GAMMAS) -> f
         for g in gammas
     ]
     return float(np.mean(values))
+
+
+def covariance_error(true_cells: np.ndarray, pred_cells: np.ndarray) -> float:
+    r"""Error of gene-gene covariances, :math:`\|\hat C - C\|_F / \|C\|_F`.
+
+    Variances are part of it. 1 is the error of predicting that nothing varies.
+
+    Parameters
+    ----------
+    true_cells, pred_cells
+        Cells on one scale, shapes ``(n, n_features)`` and ``(m, n_features)`` with n, m ≥ 2.
+
+    Returns
+    -------
+    The error; NaN where no real gene varies.
+    """
+    check_cells(true_cells, pred_cells)
+    true, pred = (np.atleast_2d(np.cov(cells, rowvar=False)) for cells in (true_cells, pred_cells))
+    scale = float(np.linalg.norm(true))
+    return float(np.linalg.norm(pred - true)) / scale if scale > 0 else float("nan")

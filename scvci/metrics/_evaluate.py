@@ -61,9 +61,16 @@ def evaluate(
     the method ``"<model> (change)"``.
 
     Metrics of the spread of cells (``r2_variances``, ``energy_distance``, ``mmd``,
-    ``de_jaccard``) are for sampled counts (``n_samples=``): expected counts lack the noise of
-    real cells. Against the truth, which is without noise, they are for expected counts. The two
-    distances are taken on the 50 top genes, those with the largest Welch's t outside ``test``.
+    ``covariance_error``, ``de_jaccard``) are for sampled counts (``n_samples=``): expected counts
+    lack the noise of real cells. Against the truth, which is without noise, they are for expected
+    counts. Distances and covariances are taken on the 50 top genes, those with the largest
+    Welch's t outside ``test``. The cells of a baseline are the real cells whose mean it is (other
+    strata's for ``"treatment mean"``), and else control cells shifted by the change it predicts.
+
+    Among real cells one random half as a prediction of the other half is scored as well, the
+    method ``"half of the real cells"`` of kind ``"ceiling"``: what is beyond it is noise. Its own
+    metric ``agreement`` is the correlation over genes of the effects in two halves of treated and
+    control cells, which have no cell in common: zero on average where there is no effect.
 
     Parameters
     ----------
@@ -101,7 +108,7 @@ def evaluate(
     -------
     One row per treatment, stratum, method and metric: ``treatment``, ``stratum``, ``pair``
     (``"seen"`` if it has cells outside ``test``, else ``"held out"``), ``method``, ``kind``
-    (``"model"`` or ``"baseline"``), ``metric`` (of :data:`METRICS`), ``value``,
+    (``"model"``, ``"baseline"`` or ``"ceiling"``), ``metric`` (of :data:`METRICS`), ``value``,
     ``higher_is_better``, ``n_cells`` (real cells compared with; with ``truth`` the control cells),
     ``best_baseline``, ``best_baseline_value`` and ``baseline_wins``. Scores that are not defined
     have no row. :func:`verdict` puts it into sentences.

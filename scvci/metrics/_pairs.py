@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ._de import differential_expression
 from ._individual import top_genes
-from ._population import pseudobulk
+from ._population import pearson_delta, pseudobulk
 from ._scoring import (
     ALPHA,
     PairReference,
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 _N_TOP = 50
 #: Baseline of pairs that were measured: the mean of their own other cells.
 PAIR_MEAN = "mean of the pair"
+#: What no prediction can be expected to exceed.
+CEILING = "half of the real cells"
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,36 @@ class PairScorer:
         scores = self._model_scores(stratum, target, true, reference)
         if self.baselines:
             scores |= self._baseline_scores(stratum, target, true, reference)
+            if known is None:
+                scores |= self._ceiling(stratum, true_counts, reference)
         return scores
+
+    def _ceiling(
+        self, stratum: _Stratum, counts: np.ndarray, reference: PairReference
+    ) -> dict[tuple[str, str], dict[str, float]]:
+        """Scores of one random half of the real cells as a prediction of the other."""
+        controls = self.real.dense(self.real.controls(stratum.name))
+        halves = [*self._halves(counts), *self._halves(controls)]
+        if min(len(half) for half in halves) < 2 or not all(half.sum() > 0 for half in halves):
+            return {}
+        first, second, *own_controls = halves
+        treatments = reference.treatments.copy()
+        treatments[reference.index] = pseudobulk(second)
+        other = replace(reference, mean=treatments[reference.index], treatments=treatments)
+        scores = score_means(other, pseudobulk(first))
+        cells = (log_normalise(second), log_normalise(first))
+        scores |= score_distributions(other, *cells, self.rng, self.max_cells)
+        # Effects of disjoint cells, controls too: their errors have nothing in common.
+        one, two = (
+            pseudobulk(treated) - pseudobulk(control)
+            for treated, control in zip((first, second), own_controls, strict=True)
+        )
+        scores["agreement"] = pearson_delta(one, two, np.zeros_like(one))
+        return {(CEILING, "ceiling"): scores}
+
+    def _halves(self, counts: np.ndarray) -> list[np.ndarray]:
+        order = self.rng.permutation(len(counts))
+        return [counts[np.sort(part)] for part in np.array_split(order, 2)]
 
     def _reference(self, stratum: _Stratum, target: str, true: np.ndarray) -> PairReference:
         names = list(stratum.centroids)
@@ -229,11 +260,30 @@ class PairScorer:
                 control = stratum.control_cells
                 individual = score_cells(true, flat, control, np.broadcast_to(base, true.shape))
                 scores[name, "baseline"] |= individual
-            elif name == "no change":
-                scores[name, "baseline"] |= score_distributions(
-                    reference, true, stratum.control_cells, self.rng, self.max_cells
-                )
+                continue
+            cells = self._baseline_cells(stratum, target, name, guess)
+            scores[name, "baseline"] |= score_distributions(
+                reference, true, cells, self.rng, self.max_cells
+            )
         return scores
+
+    def _baseline_cells(
+        self, stratum: _Stratum, target: str, name: str, guess: np.ndarray
+    ) -> np.ndarray:
+        """Cells whose distribution a baseline predicts, log-normalised.
+
+        Real cells, where its mean is theirs, and else control cells, shifted by the change.
+        """
+        if name == PAIR_MEAN:
+            return log_normalise(self.real.dense(self._training_cells(target, stratum.name)))
+        others = [x for x in self.strata if x != stratum.name]
+        own = [self._training_cells(target, x) for x in others]
+        if name == "treatment mean" and sum(cells.sum() for cells in own) > 0:
+            return log_normalise(self.real.dense(np.any(own, axis=0)))
+        return np.maximum(stratum.control_cells + guess - stratum.control, 0)
+
+    def _training_cells(self, target: str, stratum: str) -> np.ndarray:
+        return self.real.where(target, stratum, ~self.real.test)
 
     @cached_property
     def _baseline_tables(self) -> dict[str, np.ndarray]:

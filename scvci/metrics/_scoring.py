@@ -14,7 +14,7 @@ from ._de import (
     top_k_overlap,
 )
 from ._discrimination import centroid_accuracy, perturbation_discrimination
-from ._distributions import energy_distance, mmd
+from ._distributions import covariance_error, energy_distance, mmd
 from ._individual import ite_corr, pehe, per_cell_mse, top_genes
 from ._population import (
     cosine_logfc,
@@ -46,6 +46,8 @@ METRICS: dict[str, bool] = {
     "r2_variances": True,
     "energy_distance": False,
     "mmd": False,
+    "covariance_error": False,
+    "agreement": True,
     "ite_corr": True,
     "mse": False,
     "mse_top50": False,
@@ -127,22 +129,23 @@ def score_distributions(
 ) -> dict[str, float]:
     """Score predicted against real log-normalised cells.
 
-    Distances are taken between at most ``most`` cells a side, on the top genes. Principal
-    components would favour the cells that they were fitted to.
+    Distances are taken between at most ``most`` cells a side, on the top genes, and so are
+    covariances, of all cells. Principal components would favour the cells that they were fitted
+    to.
     """
     if min(len(true), len(guess)) < 2:
         return {}
     genes = reference.top if len(reference.top) else np.arange(true.shape[1])
+    true_top, guess_top = true[:, genes], guess[:, genes]
     x, y = (
-        cells[rng.permutation(len(cells))[:most]][:, genes]
-        if len(cells) > most
-        else cells[:, genes]
-        for cells in (true, guess)
+        cells[rng.permutation(len(cells))[:most]] if len(cells) > most else cells
+        for cells in (true_top, guess_top)
     )
     return {
         "r2_variances": r2_variances(true, guess),
         "energy_distance": energy_distance(x, y),
         "mmd": mmd(x, y),
+        "covariance_error": covariance_error(true_top, guess_top),
     }
 
 

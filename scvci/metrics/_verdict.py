@@ -9,6 +9,8 @@ from scipy import stats
 #: Standard errors beyond which a method is ahead or behind.
 _N_ERRORS = 2.0
 _ROUNDING = 1e-9
+#: Correlation of effects in halves that the pairs of a stratum may have by their common controls.
+_LEAST_AGREEMENT = 0.05
 _AHEAD, _LEVEL, _BEHIND = _STANDINGS = ("ahead of", "level with", "BEHIND")
 _PAIR = ["treatment", "stratum"]
 _COLUMNS = [
@@ -21,6 +23,7 @@ _COLUMNS = [
     "advantage",
     "std_error",
     "standing",
+    "ceiling",
     "baseline_wins",
     "n_pairs",
     "n_pairs_baseline_wins",
@@ -60,6 +63,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     the best mean) and ``best_baseline_value``, ``advantage`` (the mean over pairs of the method's
     lead on it) with its ``std_error`` (NaN for a single pair), ``standing`` (ahead or behind by
     two of these, by Student's quantile of like probability; with one pair by the number alone),
+    ``ceiling`` (mean score of one half of the real cells for the other, NaN without),
     ``baseline_wins`` (behind), ``n_pairs`` (scores) and ``n_pairs_baseline_wins`` (scores for
     which some baseline is better).
 
@@ -72,7 +76,8 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     models = table[(table["kind"] == "model") & table["value"].notna()]
     for (method, metric, pair), scores in models.groupby(["method", "metric", "pair"], sort=False):
         higher = bool(scores["higher_is_better"].iloc[0])
-        beside = _beside(table, scores)
+        beside = _beside(table, scores, "baseline")
+        ceiling = _beside(table, scores, "ceiling")
         best, best_value, lead = None, float("nan"), np.array([np.nan])
         if len(beside.columns):
             means = beside.mean()
@@ -94,6 +99,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
                 float(lead.mean()),
                 error,
                 standing,
+                float(ceiling.to_numpy().mean()) if ceiling.size else float("nan"),
                 standing == _BEHIND,
                 len(scores),
                 int(scores["baseline_wins"].sum()),
@@ -102,11 +108,11 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=_COLUMNS)
 
 
-def _beside(table: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
-    """Scores of the baselines that have one for every row of a method's, a column for each."""
+def _beside(table: pd.DataFrame, scores: pd.DataFrame, kind: str) -> pd.DataFrame:
+    """Scores of the methods of a kind that have one for every row, a column for each."""
     keys = [*_PAIR, *(["fold"] if "fold" in table else [])]
     [metric], [pair] = scores["metric"].unique(), scores["pair"].unique()
-    chosen = table["kind"].eq("baseline") & table["metric"].eq(metric) & table["pair"].eq(pair)
+    chosen = table["kind"].eq(kind) & table["metric"].eq(metric) & table["pair"].eq(pair)
     wide = table[chosen].pivot_table("value", keys, "method", sort=False)
     return wide.reindex(pd.MultiIndex.from_frame(scores[keys])).dropna(axis=1)
 
@@ -134,7 +140,9 @@ def verdict(table: pd.DataFrame) -> str:
     -------
     One line per method, metric and kind of pair that some baseline can be compared on, then for
     each method how often it is ahead of the best baseline, level with it (within two standard
-    errors over pairs) or behind it, and what to use.
+    errors over pairs) or behind it, and what to use. Where effects in disjoint halves of the real
+    cells do not agree (``agreement``), there is nothing to choose by, and the last line says so
+    instead.
     """
     summary = summarize(table)
     summary = summary[summary["best_baseline"].notna()]
@@ -149,13 +157,32 @@ def verdict(table: pd.DataFrame) -> str:
         + f"); a baseline wins in {row.n_pairs_baseline_wins} of {row.n_pairs} pairs"
         for row in summary.itertuples()
     ]
+    shown = _agreement_shown(table)
     for method, rows in summary.groupby("method", sort=False):
         ahead, level, behind = (int((rows["standing"] == s).sum()) for s in _STANDINGS)
         lines.append(
             f"{method} is ahead of the best baseline in {ahead}, level with it in {level} and "
-            f"behind it in {behind} of {len(rows)} comparisons. {_advice(ahead, behind)}"
+            f"behind it in {behind} of {len(rows)} comparisons."
+            + (f" {_advice(ahead, behind)}" if shown else "")
+        )
+    if not shown:
+        lines.append(
+            "Not enough cells, or no effects: effects measured in one half of the real cells do "
+            "not agree with those in the other half. No method can be told from no change here; "
+            "measure more cells of these pairs before relying on any."
         )
     return "\n".join(lines)
+
+
+def _agreement_shown(table: pd.DataFrame) -> bool:
+    """Whether effects in halves of the real cells agree, where there is something to tell by."""
+    scores = table[table["metric"] == "agreement"]
+    if scores.empty:
+        return True
+    values = scores.groupby(_PAIR, sort=False)["value"].mean().to_numpy()
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    mean = float(values.mean())
+    return mean >= _LEAST_AGREEMENT and _standing(mean, error, len(values)) == _AHEAD
 
 
 def _advice(ahead: int, behind: int) -> str:

@@ -12,7 +12,7 @@ from anndata import AnnData
 from scvi import REGISTRY_KEYS
 
 from scvci.data import _constants as keys
-from scvci.module._coupling import expect_with_residuals, sample_with_residuals
+from scvci.module._coupling import expect_with_residuals, keep_rates, sample_with_residuals
 from scvci.module._fixed_totals import sample_with_totals
 
 from ._layers import LayerCollector
@@ -125,15 +125,20 @@ class Plan:
         model, scale, calibrated = self.model, self.scale, self.calibrated
         size = scale.library_size
         px = model.decode(tensors, arm, z, library_size=size, calibrated=calibrated)
-        if scale.keep_residuals:
+        counts, draws = tensors[REGISTRY_KEYS.X_KEY], bool(scale.n_samples)
+        if scale.keep != "state":
             own = model.reconstruct(tensors, z, calibrated=calibrated)
-            couple = sample_with_residuals if scale.n_samples else expect_with_residuals
-            values = couple(own, px, tensors[REGISTRY_KEYS.X_KEY])
+        if scale.keep == "rates":
+            composition = getattr(model.module.likelihood, "composition", False)
+            px = keep_rates(own, px, counts, draw=draws, composition=composition)
+        if scale.keep == "molecules":
+            couple = sample_with_residuals if draws else expect_with_residuals
+            values = couple(own, px, counts)
         elif scale.keep_totals:
-            totals = tensors[REGISTRY_KEYS.X_KEY].sum(dim=-1, keepdim=True)
+            totals = counts.sum(dim=-1, keepdim=True)
             values = sample_with_totals(px, totals if size is None else 0 * totals + size)
         else:
-            values = px.sample() if scale.n_samples else px.mean
+            values = px.sample() if draws else px.mean
         values = scale.quantiles_of(values) if scale.quantiles else values
         values = torch.log1p(values) if scale.log1p else values
         return values.cpu().numpy()
@@ -188,6 +193,8 @@ class Plan:
         )
         scale = self.scale.describe(self.model.is_count)
         result.uns["scvci"] = {
-            "X": self.model.describe(kind="means of counterfactuals", scale=scale)
+            "X": self.model.describe(
+                kind="means of counterfactuals", scale=scale, keep=self.scale.keep
+            )
         }
         return result

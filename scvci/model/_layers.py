@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -33,8 +33,8 @@ class Scale:
         Quantiles of the draws, or ``None`` for the draws themselves.
     keep_totals
         Whether the counts of a draw add up to the cell's total, or to the library size.
-    keep_residuals
-        Whether a cell keeps what its expression says beyond its latent state.
+    keep
+        What of the cell is kept, see :meth:`VCI.predict_counterfactual`.
     """
 
     library_size: float | None
@@ -42,7 +42,7 @@ class Scale:
     n_samples: int | None
     quantiles: tuple[float, ...] | None = None
     keep_totals: bool = False
-    keep_residuals: bool = False
+    keep: Literal["state", "rates", "molecules"] = "rates"
 
     def check(self, is_count: bool) -> None:
         """Refuse what makes no sense, or no sense for log-normalised data.
@@ -75,9 +75,11 @@ class Scale:
             raise ValueError(
                 f"library_size={self.library_size} must be a whole number for keep_totals."
             )
-        if self.keep_totals and self.keep_residuals:
+        if self.keep not in ("state", "rates", "molecules"):
+            raise ValueError(f"keep={self.keep!r} must be 'state', 'rates' or 'molecules'.")
+        if self.keep_totals and self.keep == "molecules":
             raise ValueError(
-                "keep_totals draws a cell's counts anew, keep_residuals moves the cell's own. "
+                "keep_totals draws a cell's counts anew, keep='molecules' moves the cell's own. "
                 "Choose one of them."
             )
         if self.quantiles is not None:
@@ -100,7 +102,6 @@ class Scale:
         size = f"library size {self.library_size:g}" if self.library_size else "own library size"
         what = "sampled counts" if self.n_samples else "expected counts"
         what = f"{what} with given totals" if self.keep_totals else what
-        what = f"{what} with the cell's residuals" if self.keep_residuals else what
         what = f"quantile of {what}" if self.quantiles else what
         return f"{'log1p of ' if self.log1p else ''}{what} at {size}"
 

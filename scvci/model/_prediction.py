@@ -56,7 +56,7 @@ class PredictionMixin(VCIBase):
         n_samples: int | None = None,
         quantiles: Sequence[float] | float | None = None,
         keep_totals: bool = False,
-        keep_residuals: bool = False,
+        keep: Literal["rates", "state", "molecules"] = "rates",
         calibrated: bool = True,
         batch_size: int | None = None,
         output: Literal["layers", "means", "blocks"] = "layers",
@@ -64,7 +64,8 @@ class PredictionMixin(VCIBase):
         r"""Predict each cell's expression under another treatment.
 
         The cell's own expression, treatment and covariates give its latent state (the mean of
-        q(z | y, x, t)); the prediction is the mean of p(y′ | z, t′). It is written into layers.
+        q(z | y, x, t)); the prediction is the mean of p(y′ | z, t′), moved towards what the cell
+        shows of each gene beyond its state (``keep``). It is written into layers.
         Neither ``X`` nor anything else of the user's is touched.
 
         Parameters
@@ -108,11 +109,14 @@ class PredictionMixin(VCIBase):
         keep_totals
             Draw counts (``n_samples``) that add up to the cell's own total, or to a whole
             ``library_size``: raw counts for a submission that is to have the totals of real cells.
-        keep_residuals
-            Move the cell's own counts from its treatment to the other, in place of replacing them
-            by what its latent state says: a gene that the cell has more of than expected keeps
-            the excess. Under the treatment that it received, the cell is then as it was
-            measured. Not for ``likelihood="zinb"``. See Notes.
+        keep
+            What a cell keeps under the other treatment. ``"state"``: its latent state and nothing
+            else. ``"rates"``: besides, half of what the overdispersion of each gene's counts says
+            about the cell's own rate of that gene; a gene that the cell has more of than its
+            state explains keeps some of the excess, the less so the fewer its counts.
+            ``"molecules"``: its own counts, which are moved from its treatment to the other,
+            counting noise included; under the treatment that it received, the cell is then as it
+            was measured. Not for ``likelihood="zinb"``. See Notes.
         calibrated
             Whether to apply the marginal calibration of the (stratum, treatment).
         batch_size
@@ -139,7 +143,7 @@ class PredictionMixin(VCIBase):
             log-normalised). If a quantile does not lie in (0, 1) or has too few draws. If a layer
             holds something else.
         TypeError
-            If residuals are to be kept with ``likelihood="zinb"``.
+            If molecules are to be kept with ``likelihood="zinb"``.
 
         Notes
         -----
@@ -156,10 +160,10 @@ class PredictionMixin(VCIBase):
         They can be too narrow, as nothing compares them with outcomes;
         :func:`scvci.tl.predict_interval` does.
 
-        Residuals (``keep_residuals``) are counting noise and what is particular to a gene of a
-        cell. That they are the same in every world is a further assumption that no data test;
-        the page on the method says which. It fits questions about the very molecules of a cell;
-        for its expected expression, residuals are noise.
+        That what is particular to a gene of a cell (``keep``) is the same in every world is a
+        further assumption that no data test; the page on the method says which. Half of it is the
+        choice that costs least if it is wrong. ``"molecules"`` fits questions about the very
+        molecules of a cell; for its expected expression, counting noise is noise.
 
         References
         ----------
@@ -172,7 +176,7 @@ class PredictionMixin(VCIBase):
         if quantiles is not None:
             quantiles = tuple(float(q) for q in np.atleast_1d(quantiles))
             n_samples = _N_QUANTILE_DRAWS if n_samples is None else n_samples
-        scale = Scale(library_size, log1p, n_samples, quantiles, keep_totals, keep_residuals)
+        scale = Scale(library_size, log1p, n_samples, quantiles, keep_totals, keep)
         scale.check(self.is_count)
         plan = self._plan(
             treatment, adata, indices, dose, target_key, batch, scale, calibrated, batch_size
@@ -200,6 +204,7 @@ class PredictionMixin(VCIBase):
                 entry |= {
                     "kind": kind,
                     "scale": scale.describe(self.is_count),
+                    "keep": scale.keep,
                     "calibrated": calibrated,
                     "batch": "of each cell" if batch is None else str(batch),
                     **scale.sampling(i),

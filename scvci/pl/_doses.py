@@ -269,6 +269,7 @@ def _predict_means(
                 indices=cells.rows,
                 dose=float(dose),
                 n_samples=n_samples,
+                keep="state",
                 output="blocks",
             )
             drawn = [block.values.reshape(-1, block.values.shape[-1]) for block in blocks]

@@ -92,7 +92,7 @@ class CrossFit:
         result = np.empty((len(self.fold), len(self.models[0].genes)), dtype=np.float32)
         for model, rows, cells in self._parts():
             [layer] = model.predict_counterfactual(
-                treatment, adata=cells, library_size=library_size, log1p=log1p
+                treatment, adata=cells, library_size=library_size, log1p=log1p, keep="state"
             )
             result[rows] = cells.layers[layer]
         return result

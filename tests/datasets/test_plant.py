@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from anndata import AnnData
 
 from scvci.datasets import plant_effects, simulate_perturbation
 
@@ -13,26 +14,37 @@ def untreated():
     return simulate_perturbation(n_cells=3000, n_genes=40, seed=0)
 
 
-def test_thinned_counts_have_the_expected_mean_and_never_exceed_the_original(untreated):
+def test_truth_is_unbiased_and_shares_no_noise_with_the_counts(untreated):
     planted = plant_effects(untreated, "cell_type", seed=0)
-    assert (planted.X.toarray() <= untreated.X.toarray()).all()
+    original = untreated.X.toarray()
+    assert (planted.X.toarray() <= original).all()
     for treatment in planted.uns["simulation"]["treatments"]:
         rows = (planted.obs["treatment"] == treatment).to_numpy()
         observed = planted.X[rows].toarray().sum(axis=0)
-        expected = planted.layers[f"true_{treatment}"][rows]
-        # A binomial's variance is at most its mean.
-        z = (observed - expected.sum(axis=0)) / np.sqrt(expected.sum(axis=0))
+        expected = planted.layers[f"true_{treatment}"][rows].sum(axis=0)
+        # Variances of sums of counts are at most their means, of the judge's twice theirs.
+        z = (observed - expected) / np.sqrt(observed + 2 * expected)
         assert np.abs(z).max() < 4.5
 
 
-def test_control_keeps_half_and_effects_are_heterogeneous(untreated):
-    counts = untreated.X.toarray()
+def test_noise_of_poisson_counts_is_not_shared():
+    rates = np.random.default_rng(0).gamma(5, 1, size=60)
+    counts = np.random.default_rng(1).poisson(rates, size=(4000, 60)).astype(np.float32)
+    planted = plant_effects(AnnData(counts), heterogeneity=0.0, n_treatments=2, seed=0)
+    control = (planted.obs["treatment"] == "control").to_numpy()
+    seen, judge = planted.X.toarray()[control], planted.layers["true_control"][control]
+    seen, judge = (x - x.mean(axis=0) for x in (seen, judge))
+    correlation = (seen * judge).mean(axis=0) / (seen.std(axis=0) * judge.std(axis=0))
+    assert abs(correlation.mean()) < 4 / np.sqrt(control.sum() * 60)
+
+
+def test_effects_are_heterogeneous(untreated):
     flat, steep = (plant_effects(untreated, heterogeneity=h, seed=1) for h in (0.0, 1.0))
-    np.testing.assert_allclose(flat.layers["true_control"], counts / 2, rtol=1e-5)
-    some = counts > 0
     for planted, least, most in ((flat, 0, 1e-4), (steep, 0.05, 1)):
-        share = np.where(some, planted.layers["true_planted_1"] / np.maximum(counts, 1), np.nan)
-        assert least <= np.nanstd(share, axis=0).max() <= most
+        control = planted.layers["true_control"]
+        some = np.where(control > 0, control, np.nan)
+        ratio = planted.layers["true_planted_1"] / some
+        assert least <= np.nanstd(ratio, axis=0).max() <= most * 4
     assert set(flat.obs["stratum"]) == {"all"}
 
 

@@ -41,3 +41,22 @@ def test_distances_do_not_see_order_or_a_common_shift(rng, function):
     assert function(y, x) == pytest.approx(value)
     with pytest.raises(ValueError, match=r"\(1, 4\)"):
         function(x[:1], y)
+
+
+def test_covariance_error_in_closed_form(rng):
+    x = rng.normal(size=(50, 4))
+    assert metrics.covariance_error(x, x) == 0
+    assert metrics.covariance_error(x, x + 3.0) == pytest.approx(0, abs=1e-12)
+    assert metrics.covariance_error(x, 2 * x) == pytest.approx(3)
+    assert metrics.covariance_error(x, np.zeros((9, 4))) == pytest.approx(1)
+    assert np.isnan(metrics.covariance_error(np.ones((5, 4)), x))
+    with pytest.raises(ValueError, match="two sets"):
+        metrics.covariance_error(x, x[:, :2])
+
+
+def test_covariance_error_sees_dependence_that_variances_do_not(rng):
+    common = rng.normal(size=(2000, 1))
+    together = np.hstack([common, common]) + 0.1 * rng.normal(size=(2000, 2))
+    apart = np.column_stack([rng.permutation(column) for column in together.T])
+    assert metrics.r2_variances(together, apart) == pytest.approx(1)
+    assert metrics.covariance_error(together, apart) > 0.5

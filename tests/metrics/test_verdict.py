@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from anndata import AnnData
 
 from scvci import metrics
 
@@ -90,3 +91,51 @@ def test_scores_that_are_missing_are_no_verdict():
     models_missing = _table(rows).query("kind == 'baseline'")
     assert metrics.summarize(models_missing).empty
     assert "no baseline" in metrics.verdict(models_missing)
+
+
+@pytest.mark.parametrize(("effect", "shows"), [(1.0, True), (0.0, False)])
+def test_without_effects_there_is_nothing_to_choose_by(effect, shows):
+    rng = np.random.default_rng(0)
+    n_genes, arms = 60, ["control", "a", "b", "c", "d"]
+    base = rng.gamma(2, 2, size=n_genes)
+    change = effect * rng.normal(size=(len(arms), n_genes))
+    change[0] = 0
+    treatment = np.repeat(np.arange(5), 80)
+    counts = rng.poisson(base * np.exp(change[treatment])).astype(np.float32)
+    adata = AnnData(counts, obs=pd.DataFrame({"treatment": np.array(arms)[treatment]}))
+    adata.obs_names = adata.obs_names.astype(str)
+    for i, arm in enumerate(arms):
+        adata.layers[arm] = np.tile(base * np.exp(change[i]), (400, 1)).astype(np.float32)
+    test = np.arange(400) % 2 == 1
+    test &= treatment > 0
+    table = metrics.evaluate(adata, {arm: arm for arm in arms}, test=test)
+    halves = table[table["kind"] == "ceiling"]
+    assert set(halves["method"]) == {"half of the real cells"}
+    # No baseline is judged to be one: the ceiling has seen the cells it is compared with.
+    assert not (table["best_baseline"] == "half of the real cells").any()
+    summary = metrics.summarize(table).set_index(["method", "metric"])
+    ceiling = halves.loc[halves["metric"] == "r2_delta", "value"].mean()
+    assert summary.loc[("prediction", "r2_delta"), "ceiling"] == pytest.approx(ceiling)
+    text = metrics.verdict(table)
+    assert ("Not enough cells, or no effects" in text) != shows
+    assert ("Use it." in text or "is what to use" in text or "does as well" in text) == shows
+
+
+def test_baselines_predict_distributions_by_cells():
+    """Additive effects between strata: shifted controls are right, controls and others are not."""
+    rng = np.random.default_rng(0)
+    base = rng.gamma(3, 10, size=(2, 40))
+    effect = np.exp(rng.normal(size=40))
+    stratum, treatment = np.repeat([0, 1], 200), np.tile([0, 1], 200)
+    counts = rng.poisson(base[stratum] * np.where(treatment[:, None], effect, 1.0))
+    obs = {"treatment": np.array(["control", "a"])[treatment], "x": np.array(["u", "v"])[stratum]}
+    adata = AnnData(counts.astype(np.float32), obs=pd.DataFrame(obs))
+    adata.obs_names = adata.obs_names.astype(str)
+    adata.layers["a"] = counts.astype(np.float32)
+    test = (stratum == 1) & (treatment == 1)
+    table = metrics.evaluate(adata, {"a": "a"}, covariate_keys=["x"], test=test)
+    held = table[(table["stratum"] == "v") & (table["metric"] == "energy_distance")]
+    values = held.set_index("method")["value"]
+    assert values["additive"] < 0.2 * values["no change"]
+    assert values["additive"] < 0.2 * values["treatment mean"]
+    assert abs(values["half of the real cells"]) < 0.1 * values["no change"]

@@ -217,6 +217,7 @@ def test_latent_representation(trained):
         ({"n_samples": 0}, "n_samples=0"),
         ({"library_size": -1}, "library_size=-1"),
         ({"n_samples": 1, "log1p": True}, "log1p"),
+        ({"keep": "noise"}, "keep='noise'"),
     ],
 )
 def test_impossible_scales_are_refused(trained, arguments, match):
@@ -233,27 +234,27 @@ def test_no_cells_give_an_empty_layer(trained):
     assert model.get_latent_representation(indices=[]).shape == (0, 3)
 
 
-def test_residuals_leave_a_cell_as_it_was_measured(trained):
+def test_molecules_leave_a_cell_as_it_was_measured(trained):
     model, data = trained
     cells = without_layers(data)
     for received in ("control", "IFNb"):
         rows = (cells.obs["treatment"] == received).to_numpy()
-        (layer,) = model.predict_counterfactual(received, cells, keep_residuals=True)
+        (layer,) = model.predict_counterfactual(received, cells, keep="molecules")
         (draw,) = model.predict_counterfactual(
-            received, cells, keep_residuals=True, n_samples=1, layer_added=f"{received}_draw"
+            received, cells, keep="molecules", n_samples=1, layer_added=f"{received}_draw"
         )
         counts = cells.layers["counts"].toarray()
         np.testing.assert_allclose(cells.layers[layer][rows], counts[rows], rtol=1e-4, atol=1e-4)
         np.testing.assert_array_equal(cells.layers[draw].toarray()[rows], counts[rows])
         assert np.abs(cells.layers[layer][~rows] - counts[~rows]).max() > 0.1
-    assert "with the cell's residuals" in cells.uns["scvci"][layer]["scale"]
+    assert cells.uns["scvci"][layer]["keep"] == "molecules"
 
 
-def test_residuals_move_at_another_size_and_scale(trained):
+def test_molecules_move_at_another_size_and_scale(trained):
     model, data = trained
     cells = without_layers(data)
     counts = cells.layers["counts"].toarray()
-    settings = {"keep_residuals": True, "library_size": 10 * counts.sum(axis=1).max()}
+    settings = {"keep": "molecules", "library_size": 10 * counts.sum(axis=1).max()}
     model.predict_counterfactual("control", cells, layer_added="large", **settings)
     assert (cells.layers["large"] >= counts - 1e-3).all()
     model.predict_counterfactual("control", cells, layer_added="log", log1p=True, **settings)
@@ -261,13 +262,28 @@ def test_residuals_move_at_another_size_and_scale(trained):
         np.expm1(cells.layers["log"]), cells.layers["large"], rtol=1e-3, atol=1e-3
     )
     low, high = model.predict_counterfactual(
-        "IFNb", cells, keep_residuals=True, quantiles=(0.1, 0.9), n_samples=20
+        "IFNb", cells, keep="molecules", quantiles=(0.1, 0.9), n_samples=20
     )
     assert (cells.layers[low] <= cells.layers[high]).all()
-    with pytest.raises(ValueError, match="keep_residuals moves the cell's own"):
+    with pytest.raises(ValueError, match="keep='molecules' moves the cell's own"):
         model.predict_counterfactual(
-            "IFNb", cells, n_samples=1, keep_totals=True, keep_residuals=True
+            "IFNb", cells, n_samples=1, keep_totals=True, keep="molecules"
         )
+
+
+def test_rates_keep_half_of_what_a_cell_shows_beyond_its_state(trained):
+    model, data = trained
+    cells = without_layers(data)
+    counts = cells.layers["counts"].toarray()
+    (state,) = model.predict_counterfactual("control", cells, keep="state", layer_added="state")
+    (layer,) = model.predict_counterfactual("control", cells)
+    own = cells.obs["treatment"].to_numpy() == "control"
+    mean, kept = cells.layers[state][own], cells.layers[layer][own]
+    theta = model.module.likelihood.log_theta.exp().detach().numpy()
+    expected = mean * (1 + 0.5 * (counts[own] - mean) / (theta + mean))
+    expected *= mean.sum(axis=1, keepdims=True) / expected.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(kept, expected, rtol=1e-3)
+    assert cells.uns["scvci"][layer]["keep"] == "rates"
 
 
 # -- means and blocks in place of layers ----------------------------------------------------------

@@ -9,7 +9,7 @@ from scvi.distributions import NegativeBinomial, Normal, Poisson, ZeroInflatedNe
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import scvci
-from scvci.module._coupling import expect_with_residuals, sample_with_residuals
+from scvci.module._coupling import expect_with_residuals, keep_rates, sample_with_residuals
 
 _MEAN = torch.tensor([[0.5, 2.0, 8.0]])
 _OUTCOME = torch.tensor([[0.0, 5.0, 7.0]])
@@ -92,7 +92,7 @@ def test_expectations_are_those_of_coupled_counts(seed):
 def test_dropout_has_no_residuals():
     zinb = ZeroInflatedNegativeBinomial(mu=_MEAN, theta=torch.ones(3), zi_logits=torch.zeros(1, 3))
     for function in (expect_with_residuals, sample_with_residuals):
-        with pytest.raises(TypeError, match="ZeroInflatedNegativeBinomial has no residuals"):
+        with pytest.raises(TypeError, match="ZeroInflatedNegativeBinomial has no molecules"):
             function(zinb, zinb, _OUTCOME)
 
 
@@ -114,3 +114,40 @@ def test_cuda():
     world = Poisson(rate=_MEAN.to("cuda"))
     draw = sample_with_residuals(world, world, _OUTCOME.to("cuda"))
     torch.testing.assert_close(draw.cpu(), _OUTCOME)
+
+
+def test_rates_are_the_best_linear_prediction_of_the_part_that_stays():
+    """Frailties of two factors of variances that make up 1/θ; one of them stays."""
+    torch.manual_seed(0)
+    n, mean, theta = 200_000, 3.0, 2.0
+    own_variance, rest = 0.5 / theta, (theta + 0.5) / 0.5
+    own = torch.distributions.Gamma(1 / own_variance, 1 / own_variance).sample((n, 1))
+    y = NegativeBinomial(mu=mean * own, theta=torch.tensor(rest)).sample()
+    # Both factors together are as dispersed as the negative binomial.
+    assert y.var().item() == pytest.approx(mean + mean**2 / theta, rel=0.03)
+    here = NegativeBinomial(mu=torch.full((n, 1), mean), theta=torch.tensor(theta))
+    there = NegativeBinomial(mu=torch.full((n, 1), 2 * mean), theta=torch.tensor(theta))
+    predicted = keep_rates(here, there, y).mean
+    slope = torch.cov(torch.hstack([y, 2 * mean * own]).T)
+    best = 2 * mean + slope[0, 1] / slope[0, 0] * (y - mean)
+    torch.testing.assert_close(predicted, best, atol=0.15, rtol=0.03)
+    # Draws are as dispersed as cells that were measured there.
+    draws = keep_rates(here, there, y, draw=True).sample()
+    assert draws.mean().item() == pytest.approx(2 * mean, rel=0.02)
+    assert draws.var().item() == pytest.approx(2 * mean + 4 * mean**2 / theta, rel=0.05)
+
+
+def test_rates_of_lost_counts_stay_where_they_are():
+    lost = torch.tensor([[30.0, -30.0]])
+    here, there = (
+        ZeroInflatedNegativeBinomial(mu=m.expand(1, 2), theta=torch.tensor(2.0), zi_logits=lost)
+        for m in (torch.tensor([[4.0]]), torch.tensor([[8.0]]))
+    )
+    kept = keep_rates(here, there, torch.zeros(1, 2)).mu
+    torch.testing.assert_close(kept, torch.tensor([[8.0, 8.0 * (1 - 0.5 * 4 / 6)]]))
+
+
+@pytest.mark.parametrize("kind", ["poisson", "normal"])
+def test_without_frailties_there_are_no_rates_to_keep(kind):
+    here, there = _worlds(kind, 2.0)
+    assert keep_rates(here, there, _OUTCOME) is there
