@@ -248,7 +248,7 @@ def plain_summary(compared: pd.DataFrame, notes: dict[str, str]) -> str:
     parts += ["", "### What the model is not good for", "", _failures(compared, notes)]
     left = compared[compared["means"] == "not judged"]
     if len(left):
-        parts += ["", f"One seed or pair only, and therefore not judged: {_names(left)}."]
+        parts += ["", f"Fewer than three seeds or pairs, not judged: {_names(left)}."]
     return "\n".join(parts)
 
 

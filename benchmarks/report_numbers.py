@@ -27,6 +27,8 @@ BASELINES = [
 METRICS = ["ite_corr", "mse", "pehe", "r2_delta", "r2_change", "pearson_delta", "rmse", "ceiling"]
 LOWER_IS_BETTER = {"mse", "pehe", "rmse"}
 NOT_MEASURED = "not measured"
+#: With two values, two standard errors are worth nothing.
+_LEAST_UNITS = 3
 _ROW = ["seed", "case", "treatment", "stratum"]
 
 
@@ -141,7 +143,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """Whether the advantage exceeds two standard errors, and on which side of zero."""
-        if not np.isfinite(self.error):
+        if not np.isfinite(self.error) or self.n_units < _LEAST_UNITS:
             return "not judged"
         # Of few values, Student's quantile of the same probability.
         margin = stats.t.ppf(stats.norm.cdf(2), self.n_units - 1) * self.error

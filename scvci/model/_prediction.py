@@ -279,6 +279,8 @@ class PredictionMixin(VCIBase):
     ) -> pd.DataFrame | np.ndarray:
         """Compute expected expression under the treatment that a cell received, or another.
 
+        It is what the latent state says: ``predict_counterfactual(keep="state")``.
+
         Parameters
         ----------
         adata, indices, calibrated, batch_size

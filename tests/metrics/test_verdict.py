@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 from scvci import metrics
 
@@ -139,3 +139,26 @@ def test_baselines_predict_distributions_by_cells():
     assert values["additive"] < 0.2 * values["no change"]
     assert values["additive"] < 0.2 * values["treatment mean"]
     assert abs(values["half of the real cells"]) < 0.1 * values["no change"]
+
+
+@pytest.mark.real
+@pytest.mark.parametrize(
+    ("name", "stratum", "shown"),
+    [
+        ("kang", "cell_type", True),
+        ("hagai_lps", "replicate", True),
+        ("mcfaline", "cell_type", False),
+    ],
+)
+def test_whether_effects_show_in_real_data(real_data, name, stratum, shown):
+    """Strong effects, a strong one in few cells, and a screen without detectable ones."""
+    adata = read_h5ad(real_data / f"{name}.h5ad")
+    adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
+    treated = (adata.obs["treatment"] != "control").to_numpy()
+    arms = adata.obs["treatment"].unique()
+    mean = np.asarray(adata.X.mean(axis=0), dtype=np.float32)
+    adata.layers["mean"] = np.tile(mean, (adata.n_obs, 1))
+    table = metrics.evaluate(
+        adata, dict.fromkeys(arms, "mean"), covariate_keys=[stratum], test=treated
+    )
+    assert ("Not enough cells, or no effects" in metrics.verdict(table)) != shown

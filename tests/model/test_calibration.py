@@ -42,7 +42,7 @@ def _means_under_treatment(model, adata, share, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model._after_training(model.cells(), np.random.default_rng(0))
-        model.predict_counterfactual(library_size=1e4)
+        model.predict_counterfactual(library_size=1e4, keep="state")
     strata = adata.obs["cell_type"].cat.categories
     return {x: _mean(adata, "counterfactual_IFNb", x) for x in strata}
 

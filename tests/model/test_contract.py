@@ -109,7 +109,9 @@ def test_expression_under_the_treatment_received_is_its_counterfactual(trained):
     cells = without_layers(data)
     expected = np.empty(cells.shape, dtype=np.float32)
     for treatment, layer in zip(
-        model.treatments, model.predict_counterfactual(None, cells, library_size=1e4), strict=True
+        model.treatments,
+        model.predict_counterfactual(None, cells, library_size=1e4, keep="state"),
+        strict=True,
     ):
         rows = (cells.obs["treatment"] == treatment).to_numpy()
         expected[rows] = cells.layers[layer][rows]
@@ -128,7 +130,7 @@ def test_expression_under_another_treatment_is_the_prediction(trained, library_s
     model, data = trained
     cells = without_layers(data)
     options = {"library_size": library_size, "calibrated": calibrated}
-    (layer,) = model.predict_counterfactual("IFNb", cells, **options)
+    (layer,) = model.predict_counterfactual("IFNb", cells, keep="state", **options)
     genes = ["Gene0007", "Gene0002"]
     table = model.get_normalized_expression(
         cells, [4, 1], treatment="IFNb", gene_list=genes, **options

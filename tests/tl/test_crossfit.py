@@ -68,7 +68,7 @@ def test_rows_are_predicted_by_the_model_of_their_fold(model, adata):
         assert fold_model.adata is None
         part = adata[fit.fold == k].copy()
         part.X = part.layers["counts"]
-        fold_model.predict_counterfactual("TNFa", adata=part)
+        fold_model.predict_counterfactual("TNFa", adata=part, keep="state")
         np.testing.assert_allclose(
             values[fit.fold == k], part.layers["counterfactual_TNFa"], rtol=1e-6
         )

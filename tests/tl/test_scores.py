@@ -28,7 +28,9 @@ def model(adata):
 
 def _log1p_differences(model, adata, treatment, reference="control"):
     size = float(model.module.reference_size)
-    names = model.predict_counterfactual([treatment, reference], library_size=size, log1p=True)
+    names = model.predict_counterfactual(
+        [treatment, reference], library_size=size, log1p=True, keep="state"
+    )
     return (adata.layers[names[0]] - adata.layers[names[1]]).astype(float)
 
 
