@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from scvci.metrics._verdict import standard_error, two_standard_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,11 +88,6 @@ def way_to_ceiling(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "pair", "additive", "VCI", "ceiling"])
 
 
-def standard_error(values: pd.Series) -> float:
-    """Give the standard error of a mean of independent values; NaN of fewer than two."""
-    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else np.nan
-
-
 def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     """Per data set, kind of pair, method and metric: mean, spread and standard error."""
     rows = []
@@ -145,9 +141,7 @@ class Comparison:
         """Whether the advantage exceeds two standard errors, and on which side of zero."""
         if not np.isfinite(self.error) or self.n_units < _LEAST_UNITS:
             return "not judged"
-        # Of few values, Student's quantile of the same probability.
-        margin = stats.t.ppf(stats.norm.cdf(2), self.n_units - 1) * self.error
-        if abs(self.advantage) <= margin:
+        if abs(self.advantage) <= two_standard_errors(self.error, self.n_units):
             return "level"
         return "ahead" if self.advantage > 0 else "behind"
 

@@ -90,7 +90,7 @@ class PairScorer:
                     yield from self._pair_rows(stratum, target)
 
     def _pair_rows(self, stratum: _Stratum, target: str) -> Iterator[dict[str, Any]]:
-        seen = self.real.where(target, stratum.name, ~self.real.test).any()
+        seen = self._training_cells(target, stratum.name).any()
         scores = self._scores(stratum, target)
         for (method, kind), values in scores.items():
             for metric, value in values.items():
@@ -141,7 +141,7 @@ class PairScorer:
             return pseudobulk(self.guess.known(treatment, rows)) if known else None
         cells = self._reference_cells(treatment, stratum)
         if cells.sum() < self.min_cells:
-            cells = self.real.where(treatment, stratum, ~self.real.test)
+            cells = self._training_cells(treatment, stratum)
         counts = self.real.counts[np.flatnonzero(cells)]
         return pseudobulk(counts) if cells.any() and counts.sum() > 0 else None
 
@@ -149,6 +149,10 @@ class PairScorer:
         """Mask of the real cells to compare with: test cells where a test is given."""
         test = self.real.test
         return self.real.where(treatment, stratum, test if test.any() else None)
+
+    def _training_cells(self, treatment: str, stratum: str) -> np.ndarray:
+        """Mask of the real cells outside the test."""
+        return self.real.where(treatment, stratum, ~self.real.test)
 
     def _n_cells(self, stratum: _Stratum, target: str) -> int | None:
         """How many cells there are to compare with; ``None`` if too few."""
@@ -180,9 +184,9 @@ class PairScorer:
         self, stratum: _Stratum, counts: np.ndarray, reference: PairReference
     ) -> dict[tuple[str, str], dict[str, float]]:
         """Scores of one random half of the real cells as a prediction of the other."""
-        controls = self.real.dense(self.real.controls(stratum.name))
+        controls = self.real.counts[np.flatnonzero(self.real.controls(stratum.name))]
         halves = [*self._halves(counts), *self._halves(controls)]
-        if min(len(half) for half in halves) < 2 or not all(half.sum() > 0 for half in halves):
+        if not all(half.shape[0] >= 2 and half.sum() > 0 for half in halves):
             return {}
         first, second, *own_controls = halves
         treatments = reference.treatments.copy()
@@ -199,8 +203,8 @@ class PairScorer:
         scores["agreement"] = pearson_delta(one, two, np.zeros_like(one))
         return {(CEILING, "ceiling"): scores}
 
-    def _halves(self, counts: np.ndarray) -> list[np.ndarray]:
-        order = self.rng.permutation(len(counts))
+    def _halves(self, counts: Any) -> list[Any]:
+        order = self.rng.permutation(counts.shape[0])
         return [counts[np.sort(part)] for part in np.array_split(order, 2)]
 
     def _reference(self, stratum: _Stratum, target: str, true: np.ndarray) -> PairReference:
@@ -282,9 +286,6 @@ class PairScorer:
             return log_normalise(self.real.dense(np.any(own, axis=0)))
         return np.maximum(stratum.control_cells + guess - stratum.control, 0)
 
-    def _training_cells(self, target: str, stratum: str) -> np.ndarray:
-        return self.real.where(target, stratum, ~self.real.test)
-
     @cached_property
     def _baseline_tables(self) -> dict[str, np.ndarray]:
         """Baselines' predictions from the cells outside the test, by name."""
@@ -316,8 +317,7 @@ class PairScorer:
 
         A pair without any borrows the mean over the other strata.
         """
-        real = self.real
-        own = real.where(target, stratum, ~real.test).sum() >= 2
+        own = self._training_cells(target, stratum).sum() >= 2
         strata = [stratum] if own else self.strata
         statistics = [self._statistic(target, x) for x in strata]
         found = [s for s in statistics if len(s)]
@@ -330,8 +330,8 @@ class PairScorer:
         key = (target, stratum)
         if key not in self._statistic_of:
             real = self.real
-            treated = real.where(target, stratum, ~real.test)
-            control = real.where(real.control, stratum, ~real.test)
+            treated = self._training_cells(target, stratum)
+            control = self._training_cells(real.control, stratum)
             if min(treated.sum(), control.sum()) < 2:
                 self._statistic_of[key] = np.array([])
             else:

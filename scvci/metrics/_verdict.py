@@ -86,7 +86,7 @@ def summarize(table: pd.DataFrame) -> pd.DataFrame:
             difference = pd.Series(scores["value"].to_numpy(), index=beside.index) - beside[best]
             # Folds of one pair are no independent pairs.
             lead = difference.groupby(level=_PAIR).mean().to_numpy() * (1 if higher else -1)
-        error = float(lead.std(ddof=1) / np.sqrt(len(lead))) if len(lead) > 1 else float("nan")
+        error = standard_error(lead)
         standing = _standing(float(lead.mean()), error, len(lead))
         rows.append(
             (
@@ -117,12 +117,35 @@ def _beside(table: pd.DataFrame, scores: pd.DataFrame, kind: str) -> pd.DataFram
     return wide.reindex(pd.MultiIndex.from_frame(scores[keys])).dropna(axis=1)
 
 
+def standard_error(values: np.ndarray) -> float:
+    """Give the standard error of a mean of independent values; NaN of fewer than two.
+
+    Parameters
+    ----------
+    values
+        The values, shape ``(n,)``.
+    """
+    return float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
+
+
+def two_standard_errors(error: float, n: int) -> float:
+    """Return what is as sure as two standard errors of many values, by Student's quantile.
+
+    Parameters
+    ----------
+    error
+        Standard error of the mean.
+    n
+        Number of values, at least two.
+    """
+    return float(stats.t.ppf(stats.norm.cdf(_N_ERRORS), n - 1)) * error
+
+
 def _standing(advantage: float, error: float, n: int) -> str:
     """Ahead of, level with or behind a baseline; with a single pair by the number alone."""
     if np.isnan(advantage):
         return ""
-    # With few pairs, two standard errors are as sure as with many only by Student's quantile.
-    margin = stats.t.ppf(stats.norm.cdf(_N_ERRORS), n - 1) * error if n > 1 else 0.0
+    margin = two_standard_errors(error, n) if n > 1 else 0.0
     if abs(advantage) <= max(margin, _ROUNDING):
         return _LEVEL
     return _AHEAD if advantage > 0 else _BEHIND
@@ -180,9 +203,9 @@ def _agreement_shown(table: pd.DataFrame) -> bool:
     if scores.empty:
         return True
     values = scores.groupby(_PAIR, sort=False)["value"].mean().to_numpy()
-    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
     mean = float(values.mean())
-    return mean >= _LEAST_AGREEMENT and _standing(mean, error, len(values)) == _AHEAD
+    standing = _standing(mean, standard_error(values), len(values))
+    return mean >= _LEAST_AGREEMENT and standing == _AHEAD
 
 
 def _advice(ahead: int, behind: int) -> str:

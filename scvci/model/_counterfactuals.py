@@ -20,6 +20,8 @@ from ._layers import LayerCollector
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from torch.distributions import Distribution
+
     from scvci.data import Cells, Condition
 
     from ._arms import Arm
@@ -89,7 +91,9 @@ class Plan:
     def predictions(
         self, rows: np.ndarray | None = None
     ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        """Yield name, rows and values ``(n_layers, n_cells, n_genes)``; cells are encoded once.
+        """Yield name, rows and values ``(n_layers, n_cells, n_genes)``.
+
+        Cells are encoded once, and decoded once under the treatment that they received.
 
         With a column of targets the name is empty, and each cell has its own arm.
 
@@ -105,35 +109,47 @@ class Plan:
             on_device = self.model.on_device(tensors)
             z = self.model.latent_states(on_device, self.scale.n_samples)
             if self.which is None:
+                factual = self._factual(on_device, z)
                 for name, arm in self.arms.items():
-                    yield name, batch, self._values(on_device, z, arm)
+                    yield name, batch, self._values(on_device, z, arm, factual)
                 continue
             arms, values = list(self.arms.values()), None
             for k in np.unique(self.which[batch]):
                 own = np.flatnonzero(self.which[batch] == k)
                 at = torch.as_tensor(own, device=z.device)
                 cells = {name: tensor[at] for name, tensor in on_device.items()}
-                part = self._values(cells, z[:, at], arms[k])
+                factual = self._factual(cells, z[:, at])
+                part = self._values(cells, z[:, at], arms[k], factual)
                 if values is None:
                     values = np.empty((len(part), len(batch), part.shape[-1]), np.float32)
                 values[:, own] = part
             assert values is not None
             yield "", batch, values
 
-    def _values(self, tensors: dict[str, torch.Tensor], z: torch.Tensor, arm: Arm) -> np.ndarray:
+    def _factual(self, tensors: dict[str, torch.Tensor], z: torch.Tensor) -> Distribution | None:
+        """Expression of a batch under the treatments received, where what is kept rests on it."""
+        if self.scale.keep == "state":
+            return None
+        return self.model.reconstruct(tensors, z, calibrated=self.calibrated)
+
+    def _values(
+        self,
+        tensors: dict[str, torch.Tensor],
+        z: torch.Tensor,
+        arm: Arm,
+        factual: Distribution | None,
+    ) -> np.ndarray:
         """Values of a batch under one arm, shape ``(n_layers, n_cells, n_genes)``."""
-        model, scale, calibrated = self.model, self.scale, self.calibrated
+        model, scale = self.model, self.scale
         size = scale.library_size
-        px = model.decode(tensors, arm, z, library_size=size, calibrated=calibrated)
+        px = model.decode(tensors, arm, z, library_size=size, calibrated=self.calibrated)
         counts, draws = tensors[REGISTRY_KEYS.X_KEY], bool(scale.n_samples)
-        if scale.keep != "state":
-            own = model.reconstruct(tensors, z, calibrated=calibrated)
-        if scale.keep == "rates":
-            composition = getattr(model.module.likelihood, "composition", False)
-            px = keep_rates(own, px, counts, draw=draws, composition=composition)
-        if scale.keep == "molecules":
+        if factual is not None and scale.keep == "rates":
+            composition = model.module.likelihood.composition
+            px = keep_rates(factual, px, counts, draw=draws, composition=composition)
+        if factual is not None and scale.keep == "molecules":
             couple = sample_with_residuals if draws else expect_with_residuals
-            values = couple(own, px, counts)
+            values = couple(factual, px, counts)
         elif scale.keep_totals:
             totals = counts.sum(dim=-1, keepdim=True)
             values = sample_with_totals(px, totals if size is None else 0 * totals + size)

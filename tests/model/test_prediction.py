@@ -286,6 +286,21 @@ def test_rates_keep_half_of_what_a_cell_shows_beyond_its_state(trained):
     assert cells.uns["scvci"][layer]["keep"] == "rates"
 
 
+@pytest.mark.parametrize(("keep", "times"), [("rates", 1), ("state", 0), ("molecules", 1)])
+def test_the_treatment_received_is_decoded_once_for_all_arms(trained, monkeypatch, keep, times):
+    model, data = trained
+    decoded = []
+    original = type(model).reconstruct
+
+    def count(self, tensors, *args, **kwargs):
+        decoded.append(len(tensors["X"]))
+        return original(self, tensors, *args, **kwargs)
+
+    monkeypatch.setattr(type(model), "reconstruct", count)
+    model.predict_counterfactual(None, data, keep=keep, batch_size=data.n_obs, output="means")
+    assert decoded == [data.n_obs] * times
+
+
 # -- means and blocks in place of layers ----------------------------------------------------------
 
 
