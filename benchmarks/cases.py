@@ -111,7 +111,7 @@ def planted(name: str, seed: int) -> Iterator[Case]:
 
     `norman` has a hundred controls and weak effects: all its cells count as untreated there.
     """
-    adata = _read(name)
+    adata = read_cells(name)
     if name != "norman":
         adata = adata[(adata.obs["treatment"] == "control").to_numpy()]
     planted = plant_effects(
@@ -160,7 +160,8 @@ def _known(name: str, adata: AnnData, noisy: bool = False) -> Case:
 
 
 @cache
-def _read(name: str) -> AnnData:
+def read_cells(name: str) -> AnnData:
+    """Read a real data set; `obs` gets the columns ``treatment`` and ``stratum``."""
     adata = anndata.read_h5ad(DATA / f"{name}.h5ad")
     adata = adata[np.asarray(adata.X.sum(axis=1)).ravel() > 0].copy()
     adata.obs["stratum"] = adata.obs[STRATA[name]].astype(str)
@@ -201,7 +202,7 @@ def held_out_pairs(name: str) -> Iterator[Case]:
 
     Of `papalexi`, whose folds are 25 trainings of 20,000 cells, the first ones.
     """
-    adata = _read(name)
+    adata = read_cells(name)
     strata = sorted(adata.obs["stratum"].unique())
     treatments = ["control", *sorted(set(adata.obs["treatment"]) - {"control"})]
     t = pd.Categorical(adata.obs["treatment"], treatments).codes.astype(np.int64)
@@ -216,7 +217,7 @@ def held_out_pairs(name: str) -> Iterator[Case]:
 
 def held_out_strata(name: str) -> Iterator[Case]:
     """Each stratum in turn, its controls too: they are seen at prediction only."""
-    adata = _read(name)
+    adata = read_cells(name)
     for x in sorted(adata.obs["stratum"].unique()):
         held = (adata.obs["stratum"] == x).to_numpy()
         yield _real_case(f"{name}/strata/{x}", adata, held, "held out", new_stratum=True)
@@ -224,7 +225,7 @@ def held_out_strata(name: str) -> Iterator[Case]:
 
 def random_cells(name: str) -> Iterator[Case]:
     """Hold out a fifth of the cells of every pair."""
-    adata = _read(name)
+    adata = read_cells(name)
     rng = np.random.default_rng(0)
     held = np.zeros(adata.n_obs, dtype=bool)
     for rows in adata.obs.reset_index().groupby(["treatment", "stratum"]).groups.values():

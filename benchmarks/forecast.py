@@ -4,10 +4,10 @@
 
 No model is trained. Every pair is left out in turn, or with ``strata`` all treated pairs of a
 stratum, and its change from the control is predicted from the others: the mean over strata, the
-mixed model with normal effects (its best linear prediction), and with a mixture of scales for what
-each treatment does. Screens are simulated in which treatments change few genes strongly up to all
-weakly; real data lie beside the project. Printed are shares of the variance of changes over genes
-and correlations, both of summed counts.
+mixed model with normal effects (its best linear prediction), with a mixture of scales for what
+each treatment does, and from controls whose levels are pooled over strata. Screens are simulated
+in which treatments change few genes strongly up to all weakly; real data lie beside the project.
+Printed are shares of the variance of changes over genes and correlations, both of summed counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from cases import DATA, STRATA
 
-from scvci.pooling import PairMeans, Pairs, effect_variances, forecast, pair_means
+from scvci.pooling import PairMeans, Pairs, effect_variances, forecast, pair_means, pool_levels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -93,6 +93,8 @@ def judge(means: PairMeans, n_cells: np.ndarray, how: str) -> Iterator[dict]:
             "normal": forecast(known, variances, adaptive=False),
             "mixture": forecast(known, variances),
         }
+        pooled = pool_levels(known, control=0)
+        fitted["mixture, levels pooled"] = forecast(pooled, effect_variances(pooled))
         for i in rows:
             x, t = pairs.stratum[i], pairs.treatment[i]
             others = left & (pairs.treatment == t) & (base >= 0)

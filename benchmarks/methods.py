@@ -19,7 +19,7 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 
 from scvci.data import Cells
-from scvci.data._statistics import compute_statistics
+from scvci.data._statistics import pseudobulk_moments
 from scvci.metrics import (
     BASELINES,
     log_normalise,
@@ -27,7 +27,7 @@ from scvci.metrics import (
     pseudobulk,
 )
 from scvci.model import VCI
-from scvci.pooling import effect_variances, forecast, pair_means
+from scvci.pooling import effect_variances, forecast, pair_means, pool_levels
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -128,10 +128,9 @@ def mixed_model(case: Case, seed: int) -> Prediction:
         warnings.simplefilter("ignore")
         VCI.setup_anndata(adata, control=case.control, categorical_covariate_keys=["stratum"])
     cells = Cells.from_registry(adata, VCI.registry_of(adata))
-    statistics = compute_statistics(cells, uses_size=True)
-    means = pair_means(
-        statistics.pairs, statistics.pair_mean, statistics.pair_var, statistics.pair_count
-    )
+    moments = pseudobulk_moments(cells, 1e4)
+    means = pair_means(moments.pairs, moments.mean, moments.variance, moments.count)
+    means = pool_levels(means, control=0)
     fitted = forecast(means, effect_variances(means))
     shape = (cells.n_strata, cells.n_treatments)
     table = fitted.at(*(codes.ravel() for codes in np.indices(shape))).reshape(*shape, -1)

@@ -60,11 +60,11 @@ class CounterfactualSampler:
         self.uses_size = uses_size
         self._treated = cells.treatment[cells.rows]
         self._treated = self._treated[self._treated != 0]
-        self._arms = _ArmOrder.of(statistics.pairs)
-        row = statistics.pairs.rows(cells.stratum[cells.rows], cells.treatment[cells.rows])
+        self._arms = _ArmOrder.of(statistics.moments.pairs)
+        row = statistics.moments.pairs.rows(cells.stratum[cells.rows], cells.treatment[cells.rows])
         # Rows of unknown strata carry −1 and sort first.
         self._by_pair = cells.rows[np.argsort(row, kind="stable")]
-        before = np.concatenate([[0], np.cumsum(statistics.pair_count)])[:-1]
+        before = np.concatenate([[0], np.cumsum(statistics.moments.count)])[:-1]
         self._start = before + (row < 0).sum()
 
     def draw_targets(
@@ -89,7 +89,7 @@ class CounterfactualSampler:
         n
             Rows per pair.
         """
-        count = self.statistics.pair_count[pair][:, None]
+        count = self.statistics.moments.count[pair][:, None]
         n = self.n_reference if n is None else n
         offset = np.floor(rng.random((len(pair), n)) * count).astype(np.int64)
         return self._by_pair[self._start[pair][:, None] + offset]
@@ -110,12 +110,12 @@ class CounterfactualSampler:
         """Draw everything the module needs besides the factual cells of ``rows``."""
         stratum, treatment = self.cells.stratum[rows], self.cells.treatment[rows]
         target = self.draw_targets(stratum, treatment, rng)
-        pair = self.statistics.pairs.rows(stratum, target)
+        pair = self.statistics.moments.pairs.rows(stratum, target)
         batch = {
             keys.TARGET_KEY: target[:, None],
             keys.SUPPORTED_KEY: (pair >= 0)[:, None].astype(np.float32),
-            keys.REFERENCE_MEAN_KEY: _rows_of(self.statistics.pair_mean, pair),
-            keys.REFERENCE_VAR_KEY: _rows_of(self.statistics.pair_var, pair),
+            keys.REFERENCE_MEAN_KEY: _rows_of(self.statistics.moments.mean, pair),
+            keys.REFERENCE_VAR_KEY: _rows_of(self.statistics.moments.variance, pair),
         }
         if self.cells.batch is not None:
             drawn = self.draw_batches(pair, self.cells.batch[rows], rng)

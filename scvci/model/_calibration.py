@@ -35,7 +35,9 @@ class Calibration:
     shift
         Their shifts, shape ``(n_pairs, n_genes)``.
     forecast
-        Mixed model of the measured means.
+        Mixed model of the measured means, with the controls' pooled levels.
+    controls
+        Measured means of the controls, before they were pooled.
     base
         Shift of each stratum's control that closes the gap, shape ``(n_strata, n_genes)``.
     further
@@ -50,6 +52,7 @@ class Calibration:
     pairs: Pairs
     shift: np.ndarray
     forecast: Forecast
+    controls: PairMeans
     base: np.ndarray
     further: np.ndarray
     cells: StratumCells
@@ -61,7 +64,11 @@ class Calibration:
     @property
     def means(self) -> PairMeans:
         """Measured means on the scale on which effects add up."""
-        return self.forecast.means
+        pooled, own = self.forecast.means, self.controls
+        row = pooled.pairs.rows(own.pairs.stratum, own.pairs.treatment)
+        value, noise = pooled.value.copy(), pooled.noise.copy()
+        value[row], noise[row] = own.value, own.noise
+        return PairMeans(pooled.pairs, value, noise)
 
     def shift_of(self, module: VCIModule, treatment: int) -> np.ndarray:
         """Shift of a treatment in each stratum, shape ``(n_strata, n_genes)``.
@@ -125,7 +132,7 @@ class Calibration:
         if self.reference is not None and carried.any():
             shift[carried] = self.reference.at(module, stratum[carried], treatment[carried])
         fitted = self.forecast
-        useful = (self.means.rows_of(fitted.control) >= 0) & (self.cells.n_cells > 0)
+        useful = (fitted.means.rows_of(fitted.control) >= 0) & (self.cells.n_cells > 0)
         useful = useful[stratum] & np.isfinite(fitted.noise_share)[treatment]
         missing = np.flatnonzero((row < 0) & ~carried & useful)
         for x, chunk in self.cells.chunks(module, stratum[missing]):
@@ -138,16 +145,13 @@ class Calibration:
 
     def to_arrays(self) -> dict[str, Any]:
         """Return everything as plain arrays and numbers, to save."""
-        fitted, means = self.forecast, self.forecast.means
+        fitted = self.forecast
         return {
             "pairs": _pairs_to_arrays(self.pairs),
             "shift": self.shift,
-            "means": {
-                "pairs": _pairs_to_arrays(means.pairs),
-                "value": means.value,
-                "noise": means.noise,
-            },
+            "controls": _means_to_arrays(self.controls),
             "forecast": {
+                "means": _means_to_arrays(fitted.means),
                 "variances": list(astuple(fitted.variances)),
                 "control": fitted.control,
                 "common": fitted.common,
@@ -169,18 +173,19 @@ class Calibration:
         arrays
             What :meth:`to_arrays` returned.
         """
-        means, fitted, reference = arrays["means"], arrays["forecast"], arrays["reference"]
+        fitted, reference = arrays["forecast"], arrays["reference"]
         return cls(
             pairs=Pairs(**arrays["pairs"]),
             shift=arrays["shift"],
             forecast=Forecast(
-                means=PairMeans(Pairs(**means["pairs"]), means["value"], means["noise"]),
+                means=_means_from_arrays(fitted["means"]),
                 variances=EffectVariances(*fitted["variances"]),
                 control=fitted["control"],
                 common=fitted["common"],
                 treatment=fitted["treatment"],
                 stratum=fitted["stratum"],
             ),
+            controls=_means_from_arrays(arrays["controls"]),
             base=arrays["base"],
             further=arrays["further"],
             cells=StratumCells(**arrays["cells"]),
@@ -236,3 +241,15 @@ def _pairs_to_arrays(pairs: Pairs) -> dict[str, Any]:
         "n_strata": pairs.n_strata,
         "n_treatments": pairs.n_treatments,
     }
+
+
+def _means_to_arrays(means: PairMeans) -> dict[str, Any]:
+    return {
+        "pairs": _pairs_to_arrays(means.pairs),
+        "value": means.value,
+        "noise": means.noise,
+    }
+
+
+def _means_from_arrays(arrays: Mapping[str, Any]) -> PairMeans:
+    return PairMeans(Pairs(**arrays["pairs"]), arrays["value"], arrays["noise"])

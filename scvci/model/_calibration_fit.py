@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scvi.utils import track
 
-from scvci.pooling import effect_variances, forecast, pair_means
+from scvci.pooling import effect_variances, forecast, pair_means, pool_levels
 from scvci.pooling._means import merge_means
 
 from ._calibration import Calibration, is_carried
@@ -18,7 +18,7 @@ from ._stratum_cells import PairBatches, encode_cells, n_cells_per_stratum
 
 if TYPE_CHECKING:
     from scvci.data import Cells
-    from scvci.data._statistics import Statistics
+    from scvci.data._statistics import PairMoments
     from scvci.module import VCIModule
     from scvci.pooling import Forecast, PairMeans, Pairs
 
@@ -34,7 +34,7 @@ _MANY_DECODED = 200_000
 def fit_calibration(
     module: VCIModule,
     cells: Cells,
-    statistics: Statistics,
+    moments: PairMoments,
     rng: np.random.Generator,
     reference: Calibration | None = None,
     show_progress: bool = False,
@@ -42,21 +42,23 @@ def fit_calibration(
     r"""Shift of the linear predictor for each measured (stratum, treatment) and gene.
 
     If treatment is unconfounded given x, the mean counterfactual of *all* cells of stratum x under
-    t′ equals the mean of the real cells of (x, t′). The shift first closes the gap, shrunk towards
-    zero by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2` the
-    sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over genes.
-    A pair without real cells gets the control's shift of its stratum plus the mean further shift
-    of the treatment in the other strata (:meth:`Calibration.at`).
+    t′ equals the mean of the real cells of (x, t′). Both are pseudobulks, in which molecules count
+    alike: sums of predictions at each cell's own size. The shift first closes the gap, shrunk
+    towards zero by an empirical-Bayes factor :math:`\tau^2 / (\tau^2 + s_g^2)`, with :math:`s_g^2`
+    the sampling variance of the real mean and :math:`\tau^2` the variance of the true gaps over
+    genes. A pair without real cells gets the control's shift of its stratum plus the mean further
+    shift of the treatment in the other strata (:meth:`Calibration.at`).
 
     Then each mean, the control's too, is averaged with the forecast of a mixed model of all
     measured means (:func:`scvci.pooling.forecast`), which weighs the noise of each and how far
-    effects carry over between strata. Where many arms show a mean that the control does not, the
-    difference is taken for the control's noise. The errors of the two have little in common, and
-    with nothing measured to weigh them by, a plain average is hard to beat (Bates and Granger,
-    1969). Where a pair has no cells, the prediction also uses how its latent states differ from
-    those of other strata, and counts twice. But the model is fitted to measured means with their
-    noise, which the forecast takes off: where measured effects are a share ρ noise, the forecast's
-    share is :math:`s + (1 - s) \rho` with s = 1/2, or 1/3 for a pair without cells.
+    effects carry over between strata, from levels of the controls that are pooled where strata do
+    not differ (:func:`scvci.pooling.pool_levels`). Where many arms show a mean that the control
+    does not, the difference is taken for the control's noise. The errors of the two have little in
+    common, and with nothing measured to weigh them by, a plain average is hard to beat (Bates and
+    Granger, 1969). Where a pair has no cells, the prediction also uses how its latent states
+    differ from those of other strata, and counts twice. But the model is fitted to measured means
+    with their noise, which the forecast takes off: where measured effects are a share ρ noise, the
+    forecast's share is :math:`s + (1 - s) \rho` with s = 1/2, or 1/3 for a pair without cells.
 
     Parameters
     ----------
@@ -64,8 +66,8 @@ def fit_calibration(
         A trained module.
     cells
         The training cells, those in question.
-    statistics
-        Moments of these cells.
+    moments
+        Pseudobulks of these cells.
     rng
         Picks cells of large strata, and batches.
     reference
@@ -75,14 +77,14 @@ def fit_calibration(
         Whether to show a progress bar where it takes long.
     """
     control = module.sizes.control
-    fitted = _fit_forecast(module, statistics, reference)
-    pairs = statistics.pairs
+    fitted, controls = _fit_forecast(module, moments, reference)
+    pairs = moments.pairs
     if reference is not None:
         pairs = pairs.union(_resized(reference.pairs, pairs))
     carried = is_carried(reference, pairs.stratum, pairs.treatment)
     new = pairs.take(~carried)
     states = _encode(module, cells, new, reference, rng)
-    fit = _Fit(module, statistics, fitted, states, PairBatches.of(cells, statistics.pairs), rng)
+    fit = _Fit(module, moments, fitted, states, PairBatches.of(cells, moments.pairs), rng)
     start = _start(module, fitted, new, reference)
     base = _known_base(module, pairs, start[control], reference)
     gap = np.zeros((len(pairs), base.shape[1]), dtype=np.float32)
@@ -99,24 +101,24 @@ def fit_calibration(
         base[x[is_control]] = gap[rows[is_control]]
     further = _mean_further(fitted, pairs, gap - base[pairs.stratum], start)
     states = states.keep(_n_missing(pairs, carried, reference) > 0)
-    return Calibration(pairs, shift, fitted, base, further, states, reference)
+    return Calibration(pairs, shift, fitted, controls, base, further, states, reference)
 
 
-def measured_means(module: VCIModule, statistics: Statistics) -> PairMeans:
+def measured_means(module: VCIModule, moments: PairMoments) -> PairMeans:
     """Means of all pairs with cells on the scale on which effects add up.
 
     Parameters
     ----------
     module
         The module.
-    statistics
+    moments
         Moments of the cells.
     """
     return pair_means(
-        statistics.pairs,
-        statistics.pair_mean,
-        statistics.pair_var,
-        statistics.pair_count,
+        moments.pairs,
+        moments.mean,
+        moments.variance,
+        moments.count,
         is_count=module.likelihood.is_count,
     )
 
@@ -126,7 +128,7 @@ class _Fit:
     """What shifts of measured pairs are fitted with; see :func:`fit_calibration`."""
 
     module: VCIModule
-    statistics: Statistics
+    moments: PairMoments
     forecast: Forecast
     cells: StratumCells
     batches: PairBatches | None
@@ -160,34 +162,39 @@ class _Fit:
         self, stratum: int, treatment: np.ndarray, start: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Shifts of some arms of a stratum, each decoded once."""
-        statistics, fitted = self.statistics, self.forecast
-        row, batch = statistics.pairs.rows(stratum, treatment), None
+        moments, fitted = self.moments, self.forecast
+        row, batch = moments.pairs.rows(stratum, treatment), None
         if self.batches is not None:
             batch = self.batches.draw(row, int(self.cells.n_cells[stratum]), self.rng)
         arms = DecodedArms.of(self.module, self.cells, stratum, treatment, batch)
-        gap = arms.close_gap(
-            start, statistics.pair_mean[row], statistics.pair_var[row], statistics.pair_count[row]
-        )
+        gap = arms.close_gap(start, moments.mean[row], moments.variance[row], moments.count[row])
         guess = fitted.at(np.full(len(treatment), stratum), treatment)
         return gap, arms.pool(gap, guess, fitted.noise_share[treatment], _LEAST_WEIGHT)
 
 
 def _fit_forecast(
-    module: VCIModule, statistics: Statistics, reference: Calibration | None
-) -> Forecast:
-    """Mixed model of all measured means, a reference's included, in single precision."""
-    control, means = module.sizes.control, measured_means(module, statistics)
+    module: VCIModule, moments: PairMoments, reference: Calibration | None
+) -> tuple[Forecast, PairMeans]:
+    """Mixed model of all measured means, a reference's included, and the controls' own means.
+
+    In single precision, as they are kept.
+    """
+    control, means = module.sizes.control, measured_means(module, moments)
     if reference is not None:
         known = replace(reference.means, pairs=_resized(reference.means.pairs, means.pairs))
         means = merge_means(known, means, control)
-    fitted = forecast(means, effect_variances(means, control), control)
+    pooled = pool_levels(means, control)
+    fitted = forecast(pooled, effect_variances(pooled, control), control)
     single = {
         name: vars(fitted)[name].astype(np.float32) for name in ("common", "treatment", "stratum")
     }
-    means = replace(
-        means, value=means.value.astype(np.float32), noise=means.noise.astype(np.float32)
-    )
-    return replace(fitted, means=means, **single)
+    controls = means.take(means.pairs.treatment == control)
+    return replace(fitted, means=_single(pooled), **single), _single(controls)
+
+
+def _single(means: PairMeans) -> PairMeans:
+    value, noise = (array.astype(np.float32) for array in (means.value, means.noise))
+    return replace(means, value=value, noise=noise)
 
 
 def _encode(

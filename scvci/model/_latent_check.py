@@ -15,7 +15,7 @@ from scvci.module import latent_divergence
 
 if TYPE_CHECKING:
     from scvci.data import Cells
-    from scvci.data._statistics import Statistics
+    from scvci.data._statistics import PairMoments
     from scvci.module import VCIModule
 
     from ._calibration import Calibration
@@ -28,7 +28,7 @@ def individual_information(
     module: VCIModule,
     calibration: Calibration,
     cells: Cells,
-    statistics: Statistics,
+    moments: PairMoments,
     rng: np.random.Generator,
 ) -> tuple[float, float]:
     """How much better cells are reconstructed than by the mean of their (stratum, treatment).
@@ -52,8 +52,8 @@ def individual_information(
         shift=calibration.shift_of_cells(module, stratum, inputs["treatment"]),
     )[MODULE_KEYS.PX_KEY].mean
     observed = module.at_reference_size(tensors[REGISTRY_KEYS.X_KEY], inputs["size"])
-    pair = statistics.pairs.rows(cells.stratum[rows], cells.treatment[rows])
-    mean = torch.as_tensor(statistics.pair_mean[pair], dtype=torch.float32, device=module.device)
+    pair = moments.pairs.rows(cells.stratum[rows], cells.treatment[rows])
+    mean = torch.as_tensor(moments.mean[pair], dtype=torch.float32, device=module.device)
     scale = (mean + 1e-3).sqrt() if module.likelihood.is_count else torch.ones_like(mean)
     error = (((observed - reconstruction) / scale) ** 2).sum()
     total = (((observed - mean) / scale) ** 2).sum()
@@ -67,11 +67,11 @@ def warn_if_uninformative(
     module: VCIModule,
     calibration: Calibration,
     cells: Cells,
-    statistics: Statistics,
+    moments: PairMoments,
     rng: np.random.Generator,
 ) -> None:
     """Warn where reconstructions are no better than means and the divergence is near zero."""
-    explained, divergence = individual_information(module, calibration, cells, statistics, rng)
+    explained, divergence = individual_information(module, calibration, cells, moments, rng)
     if explained < 0.001 and divergence < 0.05:
         warnings.warn(
             f"The latent state has collapsed: its divergence is {divergence:.3g} nats and "

@@ -27,7 +27,7 @@ class DecodedArms:
     Attributes
     ----------
     means
-        Mean expression at the reference size as a function of the shift.
+        Mean expression at the reference size as a function of the shift; molecules count alike.
     likelihood
         The likelihood.
     device
@@ -59,7 +59,8 @@ class DecodedArms:
             See :meth:`StratumCells.linear_predictor`.
         """
         heads = cells.linear_predictor(module, stratum, treatment, batch)
-        means = module.likelihood.shifted_means(heads, module.reference_size)
+        weight = cells.weight(stratum).to(heads.device)
+        means = module.likelihood.shifted_means(heads, module.reference_size, weight)
         return cls(means, module.likelihood, heads.device)
 
     def mean(self, shift: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ _N_PASSES_OVER_CELLS = 4
 _MAX_NUMBERS = 2_000_000
 #: Cells that are encoded together.
 _N_ENCODED = 4096
-_LATENT = "z"
+_LATENT, _SIZE = "z", "size"
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,9 @@ class StratumCells:
     start
         Position of each stratum's first cell, and the number of cells, shape ``(n_strata + 1,)``.
     values
-        Latent means ``"z"``, and codes and values of the covariates under the names that the
-        module reads, each of shape ``(n_cells, ...)``. Batches are in the stratum's proportions.
+        Latent means ``"z"``, sizes ``"size"`` (1 for log data), and codes and values of the
+        covariates under the names that the module reads, each of shape ``(n_cells, ...)``.
+        Batches are in the stratum's proportions.
     """
 
     start: np.ndarray
@@ -52,9 +53,14 @@ class StratumCells:
         return np.diff(self.start)
 
     def of(self, stratum: int) -> dict[str, torch.Tensor]:
-        """Latent means and covariates of a stratum's cells."""
+        """Latent means, sizes and covariates of a stratum's cells."""
         own = slice(self.start[stratum], self.start[stratum + 1])
         return {name: torch.as_tensor(array[own]) for name, array in self.values.items()}
+
+    def weight(self, stratum: int) -> torch.Tensor:
+        """Weights of a stratum's cells in its pseudobulk, of mean 1, shape ``(n_cells,)``."""
+        size = self.of(stratum)[_SIZE].squeeze(-1)
+        return size / size.mean() if size.sum() > 0 else torch.ones_like(size)
 
     def keep(self, strata: np.ndarray) -> StratumCells:
         """Forget the cells of all strata but the given ones, a mask of shape ``(n_strata,)``."""
@@ -228,14 +234,19 @@ def encode_cells(
 
 
 def _encode(module: VCIModule, cells: Cells, rows: np.ndarray) -> dict[str, np.ndarray]:
-    """Latent means and covariates of cells in the given order."""
+    """Latent means, sizes and covariates of cells in the given order."""
     latent = [np.zeros((0, module.config.architecture.n_latent), dtype=np.float32)]
+    size = [np.zeros((0, 1), dtype=np.float32)]
     for _, tensors in cells.batches(_N_ENCODED, rows):
         on_device = {name: value.to(module.device) for name, value in tensors.items()}
-        qz = module.inference(**module._get_inference_input(on_device), n_samples=0)
+        inputs = module._get_inference_input(on_device)
+        qz = module.inference(**inputs, n_samples=0)
         latent.append(qz[MODULE_KEYS.QZ_KEY].loc.cpu().numpy())
+        own = inputs["size"] if module.likelihood.uses_size else torch.ones_like(inputs["size"])
+        size.append(own.cpu().numpy())
     values = {
         _LATENT: np.concatenate(latent),
+        _SIZE: np.concatenate(size),
         keys.COVARIATES_KEY: cells.covariates[rows],
     }
     if cells.continuous is not None:

@@ -9,7 +9,7 @@ import torch
 
 from scvci.data import _constants as keys
 from scvci.data._sampler import CounterfactualSampler
-from scvci.data._statistics import compute_statistics
+from scvci.data._statistics import compute_statistics, pseudobulk_moments
 from scvci.pooling import effect_variances
 from scvci.pooling._similarity import similarity_weights
 
@@ -72,14 +72,15 @@ class TrainingMixin(VCIBase):
         if cells.continuous is not None:
             continuous = (cells.continuous.mean(axis=0), cells.continuous.std(axis=0) + 1e-8)
         overdispersion = torch.from_numpy(statistics.overdispersion())
+        means = measured_means(self.module, statistics.moments)
         self.module.likelihood.set_overdispersion(overdispersion)
         self.module.set_statistics(
             reference_size=statistics.reference_size,
             mean_rate=statistics.mean_rate,
             feature_mean=statistics.feature_mean,
             continuous=continuous,
-            effect_variances=self._effect_variances(measured_means(self.module, statistics)),
-            n_cells=int(statistics.pair_count.sum()),
+            effect_variances=self._effect_variances(means),
+            n_cells=int(statistics.moments.count.sum()),
         )
 
     def _effect_variances(self, means: PairMeans) -> tuple[float, ...] | None:
@@ -108,19 +109,20 @@ class TrainingMixin(VCIBase):
         self, cells: Cells, rng: np.random.Generator, show_progress: bool = True
     ) -> None:
         """Calibrate on the cells that training and early stopping saw, and check the latents."""
-        statistics = compute_statistics(cells, self.module.likelihood.uses_size)
-        statistics = statistics.at_size(float(self.module.reference_size))
+        module = self.module
+        size = float(module.reference_size) if module.likelihood.uses_size else None
+        moments = pseudobulk_moments(cells, size)
         self.calibration = fit_calibration(
-            self.module,
+            module,
             cells,
-            statistics,
+            moments,
             rng,
             reference=None if self.reference_ is None else self.reference_.calibration,
             show_progress=show_progress,
         )
         if self.reference_ is None:
             self.similarity_ = self._similar_treatments(self.calibration.means)
-            warn_if_uninformative(self.module, self.calibration, cells, statistics, rng)
+            warn_if_uninformative(module, self.calibration, cells, moments, rng)
 
     def _similar_treatments(self, means: PairMeans) -> dict[str, Any] | None:
         """Treatments with features as weighted sums of the measured ones."""

@@ -75,7 +75,9 @@ class Likelihood(nn.Module, ABC):
             Library size or size factor, shape ``(..., 1)``.
         """
 
-    def shifted_means(self, heads: Tensor, size: Tensor | float) -> ShiftedMeans:
+    def shifted_means(
+        self, heads: Tensor, size: Tensor | float, weight: Tensor | None = None
+    ) -> ShiftedMeans:
         """Mean over cells as a function of a shift, for repeated evaluation.
 
         Parameters
@@ -84,8 +86,11 @@ class Likelihood(nn.Module, ABC):
             Linear predictors, shape ``(..., n_cells, n_heads, n_genes)``.
         size
             Library size or size factor, one for all cells.
+        weight
+            Weights of the cells, of mean 1, shape ``(n_cells,)``; by default they count alike.
         """
-        return _EvaluatedMeans(self, heads, torch.as_tensor(size, device=heads.device))
+        size = torch.as_tensor(size, device=heads.device)
+        return _EvaluatedMeans(self, heads, size, _weights(heads, weight))
 
     def initial_bias(self, mean_rate: Tensor) -> Tensor:
         """Linear predictor of the mean cell, shape ``(n_genes,)``."""
@@ -123,10 +128,12 @@ class _EvaluatedMeans(ShiftedMeans):
     likelihood: Likelihood
     heads: Tensor
     size: Tensor
+    weight: Tensor
 
     def at(self, shift: Tensor) -> Tensor:
         heads = add_shift(self.heads, shift.unsqueeze(-2))
-        return self.likelihood.distribution(heads, self.size).mean.mean(dim=-2)
+        mean = self.likelihood.distribution(heads, self.size).mean
+        return (self.weight * mean).mean(dim=-2)
 
 
 @dataclass(frozen=True)
@@ -141,9 +148,19 @@ class AddedMeans(ShiftedMeans):
 
     mean: Tensor
 
+    @classmethod
+    def of(cls, heads: Tensor, weight: Tensor | None) -> AddedMeans:
+        """Mean of the first head over cells; see :meth:`Likelihood.shifted_means`."""
+        return cls((_weights(heads, weight) * heads[..., 0, :]).mean(dim=-2))
+
     def at(self, shift: Tensor) -> Tensor:
         """See :meth:`ShiftedMeans.at`."""
         return self.mean + shift
+
+
+def _weights(heads: Tensor, weight: Tensor | None) -> Tensor:
+    """Weights of cells, shape ``(n_cells, 1)``, or a one for all of them."""
+    return heads.new_ones(1) if weight is None else weight.to(heads).unsqueeze(-1)
 
 
 class _ComposedMeans(ShiftedMeans):
@@ -153,12 +170,16 @@ class _ComposedMeans(ShiftedMeans):
     :math:`\ell` and the share :math:`k_{ig}` of counts that are not dropped out, the mean at the
     shift s is
 
-    .. math:: \ell\, e^{s_g} \frac1n \sum_i \frac{k_{ig} E_{ig}}{\sum_h E_{ih} e^{s_h}}.
+    .. math:: \ell\, e^{s_g} \frac1n \sum_i w_i \frac{k_{ig} E_{ig}}{\sum_h E_{ih} e^{s_h}}
+
+    for weights :math:`w_i` of the cells, of mean 1.
     """
 
-    def __init__(self, proportions: Tensor, kept: Tensor | None, size: Tensor | float) -> None:
+    def __init__(
+        self, proportions: Tensor, kept: Tensor | None, size: Tensor | float, weight: Tensor
+    ) -> None:
         self.proportions = proportions
-        self.seen = proportions if kept is None else kept * proportions
+        self.seen = weight * (proportions if kept is None else kept * proportions)
         self.scale = size / proportions.shape[-2]
 
     def at(self, shift: Tensor) -> Tensor:
@@ -182,11 +203,13 @@ class CountLikelihood(Likelihood, ABC):
         """Share of counts that are not dropped out, ``(..., n_genes)``; ``None`` for all."""
         return None
 
-    def shifted_means(self, heads: Tensor, size: Tensor | float) -> ShiftedMeans:
+    def shifted_means(
+        self, heads: Tensor, size: Tensor | float, weight: Tensor | None = None
+    ) -> ShiftedMeans:
         """See :meth:`Likelihood.shifted_means`."""
         if not self.composition:
-            return super().shifted_means(heads, size)
-        return _ComposedMeans(self.rate(heads), self.kept(heads), size)
+            return super().shifted_means(heads, size, weight)
+        return _ComposedMeans(self.rate(heads), self.kept(heads), size, _weights(heads, weight))
 
 
 class NegativeBinomialLikelihood(CountLikelihood):
@@ -259,9 +282,11 @@ class NormalLikelihood(Likelihood):
         scale = softplus(self.raw_sigma) + self.sigma_floor
         return Normal(mean, scale.expand_as(mean), validate_args=False, normal_mu=mean)
 
-    def shifted_means(self, heads: Tensor, size: Tensor | float) -> ShiftedMeans:
+    def shifted_means(
+        self, heads: Tensor, size: Tensor | float, weight: Tensor | None = None
+    ) -> ShiftedMeans:
         """See :meth:`Likelihood.shifted_means`; ``size`` is not used."""
-        return AddedMeans(heads[..., 0, :].mean(dim=-2))
+        return AddedMeans.of(heads, weight)
 
     def initial_bias(self, mean_rate: Tensor) -> Tensor:
         """Mean expression itself."""

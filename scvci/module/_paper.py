@@ -126,9 +126,11 @@ class PaperNormalLikelihood(Likelihood):
         scale = softplus(heads[..., 1, :]) + _FLOOR
         return Normal(heads[..., 0, :], scale, validate_args=False)
 
-    def shifted_means(self, heads: Tensor, size: Tensor | float) -> ShiftedMeans:
+    def shifted_means(
+        self, heads: Tensor, size: Tensor | float, weight: Tensor | None = None
+    ) -> ShiftedMeans:
         """See :meth:`Likelihood.shifted_means`; ``size`` is not used."""
-        return AddedMeans(heads[..., 0, :].mean(dim=-2))
+        return AddedMeans.of(heads, weight)
 
 
 class PaperNegativeBinomialLikelihood(Likelihood):

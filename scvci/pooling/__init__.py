@@ -1,5 +1,6 @@
 """What measured means have in common: the mixed model over strata, and similar treatments."""
 
+from ._levels import pool_levels
 from ._means import PairMeans, pair_means
 from ._mixed_model import EffectVariances, Forecast, effect_variances, forecast
 from ._pairs import Pairs
@@ -12,4 +13,5 @@ __all__ = [
     "effect_variances",
     "forecast",
     "pair_means",
+    "pool_levels",
 ]

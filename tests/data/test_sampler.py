@@ -30,14 +30,14 @@ def test_statistics_against_direct_computation(cells):
     assert statistics.reference_size == np.median(size)
     scaled = x / size[:, None] * np.median(size)
     stratum, treatment = cells.stratum[cells.rows], cells.treatment[cells.rows]
-    assert len(statistics.pairs) == 8
+    assert len(statistics.moments.pairs) == 8
     for pair in np.ndindex(3, 3):
         rows = scaled[(stratum == pair[0]) & (treatment == pair[1])]
-        p = statistics.pairs.rows(*pair)
+        p = statistics.moments.pairs.rows(*pair)
         if len(rows):
-            assert statistics.pair_count[p] == len(rows)
-            np.testing.assert_allclose(statistics.pair_mean[p], rows.mean(0))
-            np.testing.assert_allclose(statistics.pair_var[p], rows.var(0), atol=1e-8)
+            assert statistics.moments.count[p] == len(rows)
+            np.testing.assert_allclose(statistics.moments.mean[p], rows.mean(0))
+            np.testing.assert_allclose(statistics.moments.variance[p], rows.var(0), atol=1e-8)
         else:
             assert p == -1
     np.testing.assert_allclose(statistics.feature_mean, np.log1p(scaled).mean(0))
@@ -52,7 +52,7 @@ def test_references_come_from_the_pair_and_from_training_cells(cells, rng):
     batch = sampler(rows, rng)
     target = batch[keys.TARGET_KEY].ravel()
     statistics = sampler.statistics
-    pair = statistics.pairs.rows(cells.stratum[rows], target)
+    pair = statistics.moments.pairs.rows(cells.stratum[rows], target)
     drawn = sampler.draw_references(pair, rng)
     supported = batch[keys.SUPPORTED_KEY].ravel() > 0
     assert supported.any()
@@ -60,12 +60,12 @@ def test_references_come_from_the_pair_and_from_training_cells(cells, rng):
     np.testing.assert_array_equal(supported, (cells.stratum[rows] > 0) | (target != 2))
     assert np.isin(drawn[supported], cells.rows).all()
     np.testing.assert_array_equal(
-        statistics.pairs.rows(cells.stratum[drawn], cells.treatment[drawn])[supported],
+        statistics.moments.pairs.rows(cells.stratum[drawn], cells.treatment[drawn])[supported],
         np.repeat(pair[supported, None], 4, axis=1),
     )
     size = batch[keys.REFERENCE_KEY].sum(-1)[supported]
     np.testing.assert_allclose(size, statistics.reference_size, rtol=1e-5)
-    expected = np.where(supported[:, None], statistics.pair_mean[pair], 0)
+    expected = np.where(supported[:, None], statistics.moments.mean[pair], 0)
     np.testing.assert_allclose(batch[keys.REFERENCE_MEAN_KEY], expected, rtol=1e-6)
 
 

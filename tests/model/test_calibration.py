@@ -11,9 +11,9 @@ import pytest
 import torch
 
 import scvci
-from scvci.data._statistics import compute_statistics
+from scvci.data._statistics import pseudobulk_moments
 from scvci.model import VCI, _calibration_fit, _shift_solver, _stratum_cells
-from scvci.pooling import Pairs, effect_variances, forecast
+from scvci.pooling import Pairs, effect_variances, forecast, pool_levels
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def fitted():
 
 
 def _mean(adata, layer, stratum):
-    """log1p per 10,000 of the mean of the stratum's cells, all at the same library size."""
+    """Pseudobulk of the stratum's cells, log1p per 10,000."""
     mean = adata.layers[layer][adata.obs["cell_type"] == stratum].mean(axis=0)
     return np.log1p(1e4 * mean / mean.sum())
 
@@ -42,14 +42,14 @@ def _means_under_treatment(model, adata, share, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model._after_training(model.cells(), np.random.default_rng(0))
-        model.predict_counterfactual(library_size=1e4, keep="state")
+        model.predict_counterfactual(keep="state")
     strata = adata.obs["cell_type"].cat.categories
     return {x: _mean(adata, "counterfactual_IFNb", x) for x in strata}
 
 
 def _forecast(model, strata, treatment):
-    statistics = compute_statistics(model.cells(), uses_size=True)
-    means = _calibration_fit.measured_means(model.module, statistics)
+    moments = pseudobulk_moments(model.cells(), float(model.module.reference_size))
+    means = pool_levels(_calibration_fit.measured_means(model.module, moments), 0)
     codes = np.array([model.strata.index(x) for x in strata])
     treatments = np.full_like(codes, model.treatments.index(treatment))
     return forecast(means, effect_variances(means)).at(codes, treatments)

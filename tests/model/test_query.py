@@ -14,7 +14,7 @@ from helpers import train
 from scvci.datasets import simulate_perturbation, simulate_screen
 from scvci.metrics import pseudobulk, r2_delta
 from scvci.model import VCI, _shift_solver
-from scvci.pooling import effect_variances, forecast
+from scvci.pooling import effect_variances, forecast, pool_levels
 
 _train = partial(train, max_epochs=5, n_latent=4, n_hidden=32)
 
@@ -190,8 +190,8 @@ def _controls(adata):
 
 
 def _distance(query, arms, expected):
-    """RMSE of log1p per 10,000 of mean predictions, every cell at the same library size."""
-    layers = query.predict_counterfactual(arms, library_size=1e4)
+    """RMSE of log1p per 10,000 of summed predictions."""
+    layers = query.predict_counterfactual(arms)
     means = [query.adata.layers[layer].mean(axis=0) for layer in layers]
     off = np.stack([np.log1p(1e4 * mean / mean.sum()) for mean in means]) - expected
     # Shares of one total: all move together where logs of means do not sum to it.
@@ -204,7 +204,7 @@ def test_a_new_stratum_is_averaged_with_what_strata_have_in_common(world, monkey
     monkeypatch.setattr(_shift_solver, "_forecast_weight", lambda share, _: np.ones_like(share))
     query = VCI.load_query_data(_controls(adata), reference)
     arms = ["control", "drug_1@1", "drug_2@1"]
-    means = query.calibration.means
+    means = pool_levels(query.calibration.means, 0)
     codes = np.array([query.treatments.index(arm) for arm in arms])
     stratum = np.full_like(codes, query.strata.index("B"))
     expected = forecast(means, effect_variances(means)).at(stratum, codes)
@@ -221,7 +221,7 @@ def test_a_reference_without_means_lends_its_shifts(world):
     means = calibration.means.take(np.zeros(len(calibration.means.pairs), dtype=bool))
     fitted = dataclasses.replace(calibration.forecast, means=means)
     try:
-        reference.calibration = dataclasses.replace(calibration, forecast=fitted)
+        reference.calibration = dataclasses.replace(calibration, forecast=fitted, controls=means)
         query = VCI.load_query_data(_controls(adata), reference)
     finally:
         reference.calibration = calibration

@@ -103,6 +103,19 @@ def test_means_at_shifts_are_those_of_the_distribution(name, composition):
     torch.testing.assert_close(means.at(shift[1]), expected["shared"][1])
 
 
+@pytest.mark.parametrize("composition", [True, False])
+@pytest.mark.parametrize("name", sorted(_BY_NAME))
+def test_cells_can_have_weights_in_means_at_shifts(name, composition):
+    """Whole weights are cells that are there several times."""
+    torch.manual_seed(0)
+    likelihood = _BY_NAME[name](7, composition=composition).double()
+    heads = torch.randn(3, likelihood.n_heads, 7).double()
+    copies, shift = torch.tensor([1, 0, 3]), torch.randn(7).double()
+    weighted = likelihood.shifted_means(heads, 30.0, copies / copies.double().mean())
+    repeated = likelihood.shifted_means(heads.repeat_interleave(copies, dim=0), 30.0)
+    torch.testing.assert_close(weighted.at(shift), repeated.at(shift))
+
+
 @pytest.mark.parametrize("name", ["nb", "zinb", "poisson"])
 def test_shifted_means_of_a_composition_do_not_overflow(name):
     torch.manual_seed(0)
