@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 
+from scvci._files import write_h5ad, write_whole
 from scvci.data._splitter import split_cells
 from scvci.datasets import simulate_perturbation
 from scvci.metrics import BASELINES, evaluate, pseudobulk, verdict
@@ -210,10 +212,11 @@ def _effects(model: VCI, layers: dict[str, str], simulated: bool) -> pd.DataFram
 
 
 def _write(out: Path, model: VCI, table: pd.DataFrame, effects: pd.DataFrame) -> None:
-    table.to_csv(out / "metrics.csv")
+    write_whole(out / "metrics.csv", table.to_csv)
     training_curves(model, save=out / "training_curves.png")
     effect_scatter(effects, save=out / "effects.png")
     # The treatment with the largest observed effects makes the most telling embedding.
     size = effects.groupby("treatment")["observed"].apply(lambda e: float((e**2).mean()))
     counterfactual_shift(model, str(size.idxmax()), save=out / "umap.png")
-    model.adata.write_h5ad(out / "counterfactuals.h5ad", compression="gzip")
+    write_cells = partial(write_h5ad, adata=model.adata, compression="gzip")
+    write_whole(out / "counterfactuals.h5ad", write_cells)

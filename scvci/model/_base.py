@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from lightning.pytorch.trainer.states import TrainerStatus
 from scvi import REGISTRY_KEYS
 from scvi.module._constants import MODULE_KEYS
 
@@ -18,6 +21,7 @@ from scvci.data._treatments import Treatments
 
 from ._arms import Arm, Similarity, build_arm, measured_arm
 from ._calibration import Calibration, ReferenceState
+from ._file_checks import check_calibration, check_similarity
 from ._model import ModelBase
 
 if TYPE_CHECKING:
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 
     from scvci.data._conditions import Condition
     from scvci.module import ModuleConfig, VCIModule
+
+#: Codes of so many arms that a file need not hold as many numbers.
+_MANY_CODES = 20_000_000
 
 
 class VCIBase(ModelBase):
@@ -42,6 +49,12 @@ class VCIBase(ModelBase):
     config: ModuleConfig
     calibration: Calibration | None
     reference_: ReferenceState | None
+    saved_attributes = {
+        **ModelBase.saved_attributes,
+        "calibration_": (dict, NoneType),
+        "reference_": (dict, NoneType),
+        "similarity_": (dict, NoneType),
+    }
 
     def __init__(self, adata: AnnData | None, registry: dict | None, seed: int | None) -> None:
         super().__init__(adata, registry, seed)
@@ -115,6 +128,15 @@ class VCIBase(ModelBase):
         cells = Cells.from_registry(source, self.registry, indices, self._arms)
         cells.check_expression(self.is_count)
         return cells
+
+    def require_trained(self, action: str) -> None:
+        """See :meth:`ModelBase.require_trained`; weights alone predict no means."""
+        if not self.is_trained_ or self.calibration is None:
+            raise RuntimeError(
+                f"The model is not trained; call train() before you {action}. A checkpoint that "
+                "was saved during training counts as not trained: its predictions are calibrated "
+                "when training ends. train() goes on from its weights."
+            )
 
     def describe(self, **record: Any) -> dict[str, Any]:
         """Complete the record of a result by what wrote it."""
@@ -298,18 +320,54 @@ class VCIBase(ModelBase):
         )
 
     def _state_to_save(self) -> dict[str, Any]:
-        reference, calibration = self.reference_, self.calibration
+        # Amid training, weights have moved away from the calibration, if there is one.
+        # scvi-tools' checkpoints are saved in evaluation mode.
+        trainer = getattr(self, "trainer", None)
+        is_running = trainer is not None and trainer.state.status == TrainerStatus.RUNNING
+        is_amid = is_running or self.module.training
+        reference, calibration = self.reference_, None if is_amid else self.calibration
         return {
-            "reference_": None if reference is None else reference.new_weights,
-            "calibration_": None if calibration is None else calibration.to_arrays(),
+            "is_trained_": self.is_trained_ and calibration is not None,
+            "reference_": None
+            if reference is None
+            else {
+                "calibration": reference.calibration.to_arrays(),
+                "new_weights": reference.new_weights,
+            },
+            "calibration_": None
+            if calibration is None
+            else replace(calibration, reference=None).to_arrays(),
         }
 
     def _restore_state(self, attributes: dict[str, Any]) -> None:
-        calibration, new_weights = attributes.pop("calibration_"), attributes.pop("reference_")
-        if calibration is None:
-            return
-        self.calibration = Calibration.from_arrays(calibration)
-        carried = self.calibration.reference
-        if carried is not None:
-            self.reference_ = ReferenceState(carried, new_weights)
+        calibration, reference = attributes.pop("calibration_"), attributes.pop("reference_")
+        carried = None
+        if reference is not None:
+            carried = Calibration.from_arrays(reference["calibration"])
+            self.reference_ = ReferenceState(carried, reference["new_weights"])
             self.reference_.freeze(self.module)
+        if calibration is not None:
+            self.calibration = replace(Calibration.from_arrays(calibration), reference=carried)
+        self.similarity_ = attributes.pop("similarity_")
+        if attributes["is_trained_"] and calibration is None:
+            raise ValueError("it is said to be trained, but has no calibration")
+
+    def _check_restored(self) -> None:
+        n_strata = len(self.strata)
+        if self.calibration is not None:
+            check_calibration(self.calibration, self.module, n_strata)
+        if self.reference_ is not None:
+            self.reference_.check(self.module, n_strata)
+        if self.similarity_ is not None:
+            check_similarity(self.similarity_, len(self.arms.members))
+
+    @classmethod
+    def _check_memory(cls, registry: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+        """Codes of arms are built from their names, with as many columns as members or arms."""
+        arms = registry["field_registries"][keys.TREATMENT_KEY]["state_registry"]
+        n_arms, n_members = len(arms["names"]), len(arms["members"])
+        codes = state["treatment_codes"]
+        if codes.ndim != 2 or len(codes) != n_arms or codes.shape[1] < n_members:
+            raise ValueError("its treatments are not those of its tensors")
+        if n_arms * (n_arms - 1) > max(codes.numel(), _MANY_CODES):
+            raise ValueError(f"it names {n_arms} treatments, more than its tensors are of")

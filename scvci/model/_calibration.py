@@ -10,6 +10,7 @@ import torch
 
 from scvci.pooling import EffectVariances, Forecast, PairMeans, Pairs
 
+from ._file_checks import check_array, check_calibration
 from ._shift_solver import DecodedArms
 from ._stratum_cells import StratumCells
 
@@ -222,6 +223,23 @@ class ReferenceState:
                 parameter.register_hook(lambda grad, mask=mask: grad * mask.to(grad))
             else:
                 parameter.requires_grad_(False)
+
+    def check(self, module: VCIModule, n_strata: int) -> None:
+        """Raise if this is of another module, which may be without memory.
+
+        Parameters
+        ----------
+        module
+            The extended module.
+        n_strata
+            Strata of the model.
+        """
+        check_calibration(self.calibration, module, n_strata, is_whole=False)
+        parameters = dict(module.named_parameters())
+        for name, mask in self.new_weights.items():
+            if name not in parameters:
+                raise ValueError(f"weight {name!r} is unknown")
+            check_array(name, mask, tuple(parameters[name].shape), "b")
 
 
 def is_carried(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from scvci.module import ImageModule, ImageSizes, TrainingDefaults
 from scvci.module._config import ImageConfig
 from scvci.module._presets import build_config
 
+from ._file_checks import check_array, check_same_names
 from ._model import ModelBase, Seeded, raise_if_changed
 
 if TYPE_CHECKING:
@@ -94,6 +96,11 @@ class ImageVCI(ModelBase):
     """
 
     module: ImageModule
+    saved_attributes = {
+        **ModelBase.saved_attributes,
+        "own_networks_": list,
+        "ranges_": (dict, NoneType),
+    }
 
     def __init__(
         self,
@@ -125,7 +132,9 @@ class ImageVCI(ModelBase):
         )
         with Seeded(self.seed_):
             self.module = ImageModule(sizes, self.config, encoder, decoder)
-            self.module.check_networks()
+            # Without memory, as files are compared with, nothing can be passed through.
+            if not self.module.attribute_mean.is_meta:
+                self.module.check_networks()
         if adata is not None:
             self.cells()
         #: Networks that are the user's own, which a file does not hold.
@@ -485,6 +494,13 @@ class ImageVCI(ModelBase):
                 f"The model was built with networks of your own ({', '.join(missing)}), which "
                 f"files do not hold; pass them as load(..., {missing[0]}=...)."
             )
+        if attributes["is_trained_"]:
+            ranges, is_number = attributes["ranges_"] or {}, self._is_number
+            check_same_names(ranges, dict.fromkeys(["levels", "low", "high"]), "part of 'ranges_'")
+            n = len(ranges["levels"])
+            check_array("levels", ranges["levels"], (n, 1 + int((~is_number).sum())), "i")
+            for name in ("low", "high"):
+                check_array(name, ranges[name], (n, int(is_number.sum())))
 
 
 def _text(value: Any) -> str:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import secrets
 import warnings
 from abc import abstractmethod
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from types import NoneType
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import anndata
 import numpy as np
@@ -20,13 +23,15 @@ from scvi.model.base import BaseModelClass
 from scvi.model.base._constants import SAVE_KEYS
 from scvi.train import TrainRunner
 
+from scvci._files import write_h5ad
 from scvci.data._cells import resolve_indices
 from scvci.data._results import Results
 from scvci.data._splitter import CounterfactualSplitter, split_cells
 from scvci.train import VCITrainingPlan
 from scvci.train._callbacks import RestoreBest
 
-from ._saving import from_plain, read_payload, to_plain, write_payload
+from ._file_checks import blaming, blueprint, check_attributes, check_same_names, check_tensors
+from ._saving import find_cells, from_plain, read_model, to_plain, write_model
 
 if TYPE_CHECKING:
     import os
@@ -70,6 +75,22 @@ class ModelBase(BaseModelClass):
 
     module: ObjectiveModule
     is_trained_: bool
+    #: Attributes that files hold, and their types.
+    saved_attributes: ClassVar[dict[str, type | tuple[type, ...]]] = {
+        "registry_": dict,
+        "init_params_": dict,
+        "is_trained_": bool,
+        "seed_": int,
+        "n_trainings_": int,
+        "parts_": dict,
+        "trained_cells_": list,
+        "train_indices_": (np.ndarray, NoneType),
+        "validation_indices_": (np.ndarray, NoneType),
+        "test_indices_": (np.ndarray, NoneType),
+        "history_": (dict, NoneType),
+        "run_name_": str,
+        "run_id_": str,
+    }
 
     def __init__(self, adata: AnnData | None, registry: dict | None, seed: int | None) -> None:
         super().__init__(adata, registry)
@@ -124,6 +145,13 @@ class ModelBase(BaseModelClass):
 
     def _restore_state(self, attributes: dict[str, Any]) -> None:
         """Take what :meth:`_state_to_save` gave out of the attributes of a file."""
+
+    def _check_restored(self) -> None:
+        """Raise if what a file held does not fit the module, which may be without memory."""
+
+    @classmethod
+    def _check_memory(cls, registry: dict[str, Any], state: dict[str, torch.Tensor]) -> None:
+        """Raise if names in a file's registry ask for more memory than its tensors."""
 
     @classmethod
     def setup_annbatch(cls, *args: Any, **kwargs: Any) -> None:
@@ -373,7 +401,11 @@ class ModelBase(BaseModelClass):
         save_anndata: bool = False,
         **anndata_write_kwargs: Any,
     ) -> None:
-        """Save weights, registry, settings and history.
+        """Save weights, registry, settings and history, whole or not at all.
+
+        Whatever happens, a full disk or the end of the process, the directory holds the old model
+        with its cells or the new one with its own. Cells that a former model in the directory was
+        saved with go with it.
 
         Parameters
         ----------
@@ -386,29 +418,37 @@ class ModelBase(BaseModelClass):
         save_anndata
             Whether to save the AnnData as well.
         **anndata_write_kwargs
-            Passed to :meth:`anndata.AnnData.write_h5ad`.
+            Of the data sets in the AnnData's file, as ``compression="gzip"``.
 
         Raises
         ------
         ValueError
-            If the directory exists and ``overwrite`` is false.
+            If the directory exists and ``overwrite`` is false, or weights are not finite.
+        OSError
+            If a file cannot be written, with the cause. What was there is as it was.
         """
         folder = Path(dir_path)
         if folder.exists() and not overwrite:
             raise ValueError(f"{folder} already exists; choose another or pass overwrite=True.")
-        folder.mkdir(parents=True, exist_ok=True)
-        attributes = {k: v for k, v in vars(self).items() if k[-1] == "_" and k[0] != "_"}
+        attributes = {name: getattr(self, name, None) for name in self.saved_attributes}
+        state = {
+            # Of a view, torch saves all that it is a view of.
+            name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, value in self.module.state_dict().items()
+        }
+        try:
+            check_tensors(self.module, state)
+        except ValueError as error:
+            raise ValueError(f"The model cannot be saved: {error}.") from error
         content = {
-            SAVE_KEYS.MODEL_STATE_DICT_KEY: {
-                k: v.cpu() for k, v in self.module.state_dict().items()
-            },
+            SAVE_KEYS.MODEL_STATE_DICT_KEY: state,
             SAVE_KEYS.VAR_NAMES_KEY: self._variable_names(),
             SAVE_KEYS.ATTR_DICT_KEY: to_plain({**attributes, **self._state_to_save()}),
         }
-        write_payload(folder, prefix, type(self).__name__, content)
+        write_cells = None
         if save_anndata and self.adata is not None:
-            path = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
-            self.adata.write_h5ad(path, **anndata_write_kwargs)
+            write_cells = partial(write_h5ad, adata=self.adata, **anndata_write_kwargs)
+        write_model(folder, prefix, type(self).__name__, content, write_cells)
 
     @classmethod
     def load(
@@ -422,8 +462,9 @@ class ModelBase(BaseModelClass):
     ) -> Self:
         """Load a saved model.
 
-        The file is read as tensors and plain data; no code in it is run. Training, validation and
-        test cells are found in ``adata`` by name, whatever their order.
+        The file is read as tensors and plain data; no code in it is run. It must have the checksum
+        that it was saved with, and what it holds must fit together. Training, validation and test
+        cells are found in ``adata`` by name, whatever their order.
 
         Parameters
         ----------
@@ -431,8 +472,8 @@ class ModelBase(BaseModelClass):
             Directory written by :meth:`save`.
         adata
             Cells to attach, with the model's genes in the model's order, or images of its shape.
-            ``None`` takes the AnnData saved along, if there is one; ``False`` loads without cells,
-            to predict for others.
+            ``None`` takes the AnnData saved along, if there is one, which must be as it was saved;
+            ``False`` loads without cells, to predict for others.
         accelerator, device
             Where the model goes, see :meth:`scvi.model.base.BaseModelClass.load`.
         prefix
@@ -444,30 +485,54 @@ class ModelBase(BaseModelClass):
         Raises
         ------
         ValueError
-            If there is no model, it belongs to another class or was saved in another format, or
-            ``adata`` has other genes, or expression that the model cannot read.
+            If there is no model, its file or that of its cells is damaged, it belongs to another
+            class or was saved in another format, or ``adata`` has other genes, or expression that
+            the model cannot read.
+
+        Warns
+        -----
+        UserWarning
+            If the cells saved along are gone, or others are in their place that the model was not
+            saved with.
         """
         folder = Path(dir_path)
-        payload = read_payload(folder, prefix, cls.__name__)
-        attributes = from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY])
-        registry = attributes.pop("registry_")
-        saved = folder / f"{prefix or ''}{SAVE_KEYS.ADATA_FNAME}"
-        if adata is None and saved.exists():
-            adata = anndata.read_h5ad(saved)
-        cells: AnnData | None = None if adata is None or adata is False else adata
-        saved_params = attributes.pop("init_params_")["non_kwargs"]
-        params = {**saved_params, **networks}
+        path, payload = read_model(folder, prefix, cls.__name__)
+        with blaming(path):
+            state, names = (
+                payload[SAVE_KEYS.MODEL_STATE_DICT_KEY],
+                payload[SAVE_KEYS.VAR_NAMES_KEY],
+            )
+            attributes = from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY])
+            check_attributes(attributes, cls.saved_attributes)
+            registry = attributes.pop("registry_")
+            saved_params = attributes.pop("init_params_")["non_kwargs"]
+            params = {**saved_params, **networks}
+            known = dict(inspect.signature(cls.setup_anndata).parameters)
+            known = {k: v for k, v in known.items() if k != "adata" and v.kind != v.VAR_KEYWORD}
+            check_same_names(registry["setup_args"], known, "setup argument")
+            cls._check_memory(registry, state)
+            with blueprint(len(state)):
+                plan = cls(registry=registry, **params)
+                plan._restore_state(dict(attributes))
+            check_tensors(plan.module, state)
+            plan._check_restored()
+            if names != plan._variable_names():
+                raise ValueError("its names of variables contradict each other")
+        if adata is None:
+            saved = find_cells(folder, prefix, payload["cells"])
+            adata = False if saved is None else anndata.read_h5ad(saved)
+        cells: AnnData | None = None if adata is False else adata
         if cells is not None:
-            cls._check_variables(cells, payload[SAVE_KEYS.VAR_NAMES_KEY])
+            cls._check_variables(cells, names)
             # A model without cells refuses them before anything is written.
-            cls(registry=registry, **params).cells(cells)
+            plan.cells(cells)
             cls.setup_anndata(cells, source_registry=registry, **registry["setup_args"])
         model = cls(cells, registry=None if cells is not None else registry, **params)
         model._restore_state(attributes)
         model.init_params_ = {"kwargs": {}, "non_kwargs": saved_params}
         for name, value in attributes.items():
             setattr(model, name, value)
-        model.module.load_state_dict(payload[SAVE_KEYS.MODEL_STATE_DICT_KEY])
+        model.module.load_state_dict(state)
         model.module.eval()
         _, _, target = parse_device_args(
             accelerator=accelerator, devices=device, return_device="torch"
@@ -491,8 +556,9 @@ class ModelBase(BaseModelClass):
         ValueError
             As :meth:`load`.
         """
-        payload = read_payload(Path(dir_path), prefix, cls.__name__)
-        return from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY]["registry_"])
+        path, payload = read_model(Path(dir_path), prefix, cls.__name__)
+        with blaming(path):
+            return from_plain(payload[SAVE_KEYS.ATTR_DICT_KEY]["registry_"])
 
     @classmethod
     def view_setup_args(cls, dir_path: str | os.PathLike[str], prefix: str | None = None) -> None:

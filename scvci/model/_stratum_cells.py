@@ -27,7 +27,8 @@ _N_PASSES_OVER_CELLS = 4
 _MAX_NUMBERS = 2_000_000
 #: Cells that are encoded together.
 _N_ENCODED = 4096
-_LATENT, _SIZE = "z", "size"
+#: Names of latent means and of sizes among the values of cells.
+LATENT, SIZE = "z", "size"
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class StratumCells:
 
     def weight(self, stratum: int) -> torch.Tensor:
         """Weights of a stratum's cells in its pseudobulk, of mean 1, shape ``(n_cells,)``."""
-        size = self.of(stratum)[_SIZE].squeeze(-1)
+        size = self.of(stratum)[SIZE].squeeze(-1)
         return size / size.mean() if size.sum() > 0 else torch.ones_like(size)
 
     def keep(self, strata: np.ndarray) -> StratumCells:
@@ -122,7 +123,7 @@ class StratumCells:
             tensors[keys.BATCH_KEY] = torch.as_tensor(batch, device=module.device).reshape(-1, 1)
         arms = torch.as_tensor(treatment, device=module.device).repeat_interleave(n)
         covariates = module.covariate_codes(tensors)
-        return module.linear_predictor(tensors[_LATENT], arms, covariates).unflatten(0, (-1, n))
+        return module.linear_predictor(tensors[LATENT], arms, covariates).unflatten(0, (-1, n))
 
 
 @dataclass(frozen=True)
@@ -245,8 +246,8 @@ def _encode(module: VCIModule, cells: Cells, rows: np.ndarray) -> dict[str, np.n
         own = inputs["size"] if module.likelihood.uses_size else torch.ones_like(inputs["size"])
         size.append(own.cpu().numpy())
     values = {
-        _LATENT: np.concatenate(latent),
-        _SIZE: np.concatenate(size),
+        LATENT: np.concatenate(latent),
+        SIZE: np.concatenate(size),
         keys.COVARIATES_KEY: cells.covariates[rows],
     }
     if cells.continuous is not None:

@@ -293,7 +293,7 @@ class VCI(QueryMixin, PredictionMixin):
 
     def _sizes(self) -> DataSizes:
         return DataSizes(
-            n_genes=self.summary_stats["n_vars"],
+            n_genes=len(self.genes),
             doses=self.arms.relative_doses.toarray(),
             control=0,
             n_levels=[len(levels) for levels in self._state(keys.COVARIATES_KEY)["levels"]],

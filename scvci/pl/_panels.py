@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import matplotlib.pyplot as plt
@@ -11,11 +13,11 @@ import pandas as pd
 from adjustText import adjust_text
 from matplotlib.text import Text
 
+from scvci._files import write_whole
 from scvci._names import unknown_name_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
-    from pathlib import Path
 
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -91,7 +93,10 @@ def finish[T: (Axes, np.ndarray)](
     first = drawn.flat[0] if isinstance(drawn, np.ndarray) else drawn
     figure = first.figure.canvas.figure
     if save is not None:
-        figure.savefig(save, dpi=150, bbox_inches="tight")
+        path = Path(save)
+        if not path.suffix:
+            path = path.with_name(f"{path.name}.{figure.canvas.get_default_filetype()}")
+        write_whole(path, partial(figure.savefig, dpi=150, bbox_inches="tight"))
     if show is None:
         show = plt.isinteractive() and save is None and not given and not return_fig
     if show:
