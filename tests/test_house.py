@@ -40,7 +40,7 @@ ALLOWED = {
     "cli": {"data", "datasets", "effects", "metrics", "model", "module", "pl", "pooling", "tl"},
 }
 #: Files that belong to no folder.
-SHARED = {"_files", "_names", "_version"}
+SHARED = {"_files", "_names", "_numbers", "_version"}
 #: Settings that name a kind; what follows from them is said by the kind itself.
 KIND_SETTINGS = {"architecture": "kind", "config": "likelihood", "objective": "covariate_term"}
 LONG_FILE = 400

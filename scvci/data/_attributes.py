@@ -9,6 +9,7 @@ import pandas as pd
 import rich.table
 
 from scvci._names import unknown_name_message
+from scvci._numbers import LARGEST
 
 from ._constants import TREATMENT_KEY
 from ._fields import CodesField
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from ._fields import Prepared
-
-
-#: Largest number that networks in single precision still tell from infinity, squared.
-_LARGEST = 1e15
 
 
 class AttributeField(CodesField):
@@ -198,10 +195,10 @@ def read_attributes(
         if levels is None:
             _check_kind(adata.obs[column], column)
             found = pd.to_numeric(adata.obs[column], errors="coerce").to_numpy(dtype=float)
-            wrong = judged[~(np.abs(found[judged]) <= _LARGEST)]
+            wrong = judged[~(np.abs(found[judged]) <= LARGEST)]
             if len(wrong):
                 raise ValueError(
-                    f"obs[{column!r}] must hold finite numbers of at most {_LARGEST:g}; "
+                    f"obs[{column!r}] must hold finite numbers of at most {LARGEST:g}; "
                     f"{len(wrong)} cells do not (first: {str(adata.obs_names[wrong[0]])!r})."
                 )
         else:
@@ -244,9 +241,9 @@ def attribute_value(state: Mapping[str, Any], name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = np.nan
-    if not abs(number) <= _LARGEST:
+    if not abs(number) <= LARGEST:
         raise ValueError(
-            f"{name} must be set to a finite number of at most {_LARGEST:g}; got {value!r}."
+            f"{name} must be set to a finite number of at most {LARGEST:g}; got {value!r}."
         )
     return number
 

@@ -12,6 +12,8 @@ import torch
 from scipy import sparse
 from scvi import REGISTRY_KEYS
 
+from scvci._numbers import LARGEST, whole_number
+
 from . import _constants as keys
 from ._fields import (
     check_treatments,
@@ -309,8 +311,7 @@ def in_batches(rows: np.ndarray, batch_size: int) -> Iterator[np.ndarray]:
     ValueError
         If the size is not positive.
     """
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    whole_number("batch_size", batch_size)
     for start in range(0, len(rows), batch_size):
         yield rows[start : start + batch_size]
 
@@ -403,9 +404,14 @@ def _numeric(adata: AnnData, columns: list[str], rows: np.ndarray | None) -> np.
             cure = "The model reads it from the cells; add the column."
             raise KeyError(missing_key_message(adata, key, "setup_anndata", cure))
     values = adata.obs[columns].to_numpy(dtype=float, na_value=np.nan)
-    judged = values if rows is None else values[rows]
-    if not np.isfinite(judged).all():
-        raise ValueError(f"obs columns {columns} hold missing or infinite values.")
+    judged = np.arange(len(values)) if rows is None else rows
+    wrong = np.argwhere(~(np.abs(values[judged]) <= LARGEST))
+    if len(wrong):
+        cell, column = judged[wrong[0, 0]], wrong[0, 1]
+        raise ValueError(
+            f"obs[{columns[column]!r}] must hold finite numbers of at most {LARGEST:g}; that of "
+            f"cell {str(adata.obs_names[cell])!r} is {values[cell, column]:g}."
+        )
     return values
 
 
@@ -413,10 +419,10 @@ def _positive(adata: AnnData, column: str, rows: np.ndarray | None) -> np.ndarra
     """Read size factors, which divide counts."""
     values = _numeric(adata, [column], rows)[:, 0]
     judged = np.arange(len(values)) if rows is None else rows
-    wrong = judged[values[judged] <= 0]
+    wrong = judged[values[judged] < 1 / LARGEST]
     if len(wrong):
         raise ValueError(
-            f"Size factors in obs[{column!r}] must be positive; that of cell "
-            f"{str(adata.obs_names[wrong[0]])!r} is {values[wrong[0]]:g}."
+            f"Size factors in obs[{column!r}] must be positive, from {1 / LARGEST:g}; that of "
+            f"cell {str(adata.obs_names[wrong[0]])!r} is {values[wrong[0]]:g}."
         )
     return values

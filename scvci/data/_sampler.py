@@ -230,6 +230,18 @@ class CounterfactualDataset(Dataset):
             self._rng = (torch_seed, np.random.default_rng(torch_seed))
         return self._rng[1]
 
+    @property
+    def generator_state(self) -> dict[str, Any] | None:
+        """State of the generator of fresh draws in this process; ``None`` before the first."""
+        return None if self._rng is None else dict(self._rng[1].bit_generator.state)
+
+    @generator_state.setter
+    def generator_state(self, state: dict[str, Any] | None) -> None:
+        if state is not None:
+            torch_seed = torch.initial_seed()
+            self._rng = (torch_seed, np.random.default_rng(torch_seed))
+            self._rng[1].bit_generator.state = state
+
     def __getitem__(self, positions: int | Sequence[int]) -> dict[str, Any]:
         """Fetch a batch; sparse rows are read fastest in ascending order."""
         rows = self.indices[np.sort(np.atleast_1d(positions))]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from scvi import settings
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, SequentialSampler
 
@@ -132,9 +133,10 @@ class CounterfactualSplitter(pl.LightningDataModule):
         self.sampler = sampler
         self.batch_size = batch_size
         self.seed = seed
+        self._train_set = CounterfactualDataset(self.train_idx, sampler)
+        self._restored: dict[str, Any] = {}
 
-    def _loader(self, rows: np.ndarray, train: bool) -> DataLoader:
-        dataset = CounterfactualDataset(rows, self.sampler, seed=None if train else self.seed)
+    def _loader(self, dataset: CounterfactualDataset, train: bool = False) -> DataLoader:
         order = RandomSampler(dataset) if train else SequentialSampler(dataset)
         # A batch is one item: a block of sparse rows is read and drawn for at once.
         return DataLoader(
@@ -145,14 +147,43 @@ class CounterfactualSplitter(pl.LightningDataModule):
             persistent_workers=settings.dl_persistent_workers,
         )
 
+    def _validation_loader(self, rows: np.ndarray) -> DataLoader | None:
+        if not len(rows):
+            return None
+        return self._loader(CounterfactualDataset(rows, self.sampler, seed=self.seed))
+
     def train_dataloader(self) -> DataLoader:
         """Shuffled batches with fresh draws."""
-        return self._loader(self.train_idx, train=True)
+        if self._restored:
+            # As late as this, for nothing draws between here and the first batch.
+            self._restore_generators()
+        return self._loader(self._train_set, train=True)
 
     def val_dataloader(self) -> DataLoader | None:
         """Batches that are the same in every epoch."""
-        return self._loader(self.val_idx, train=False) if self.n_val else None
+        return self._validation_loader(self.val_idx)
 
     def test_dataloader(self) -> DataLoader | None:
         """Batches of the cells that neither training nor validation saw."""
-        return self._loader(self.test_idx, train=False) if len(self.test_idx) else None
+        return self._validation_loader(self.test_idx)
+
+    # -- going on from a checkpoint ---------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """States of all generators that training draws from."""
+        return {
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+            "targets": self._train_set.generator_state,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the states of a checkpoint; they are set when training cells are next asked for."""
+        self._restored = state_dict
+
+    def _restore_generators(self) -> None:
+        state, self._restored = self._restored, {}
+        torch.set_rng_state(state["torch"])
+        if len(state["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all(state["cuda"])
+        self._train_set.generator_state = state["targets"]

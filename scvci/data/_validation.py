@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 from scipy import sparse
 
+from scvci._numbers import LARGEST
+
 from ._labels import as_names, missing_key_message
 
 if TYPE_CHECKING:
@@ -173,12 +175,13 @@ def _check_numeric(adata: AnnData, key: str, argument: str, positive: bool) -> N
     if key not in adata.obs:
         raise KeyError(missing_key_message(adata, key, argument))
     values = pd.to_numeric(adata.obs[key], errors="coerce").to_numpy(dtype=float)
-    bad = ~np.isfinite(values) | (positive & ~(values > 0))
+    bad = ~(np.abs(values) <= LARGEST) | (positive & ~(values >= 1 / LARGEST))
     if bad.any():
-        need = "positive numbers" if positive else "finite numbers"
+        need, first = "positive numbers" if positive else "finite numbers", int(np.argmax(bad))
+        limits = f"from {1 / LARGEST:g} to {LARGEST:g}" if positive else f"of at most {LARGEST:g}"
         raise ValueError(
-            f"obs[{key!r}] (argument {argument}) must hold {need}; {int(bad.sum())} cells do not "
-            f"(first: {adata.obs_names[int(np.argmax(bad))]!r})."
+            f"obs[{key!r}] (argument {argument}) must hold {need} {limits}; {int(bad.sum())} "
+            f"cells do not (first: {adata.obs_names[first]!r}, {adata.obs[key].iloc[first]})."
         )
 
 

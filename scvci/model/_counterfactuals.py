@@ -15,7 +15,7 @@ from scvci.data import _constants as keys
 from scvci.module._coupling import expect_with_residuals, keep_rates, sample_with_residuals
 from scvci.module._fixed_totals import sample_with_totals
 
-from ._layers import LayerCollector
+from ._layers import LayerCollector, require_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,20 +111,23 @@ class Plan:
             if self.which is None:
                 factual = self._factual(on_device, z)
                 for name, arm in self.arms.items():
-                    yield name, batch, self._values(on_device, z, arm, factual)
+                    values = self._values(on_device, z, arm, factual)
+                    require_finite(values, self.cells.names, batch)
+                    yield name, batch, values
                 continue
-            arms, values = list(self.arms.values()), None
+            arms, parts = list(self.arms.values()), None
             for k in np.unique(self.which[batch]):
                 own = np.flatnonzero(self.which[batch] == k)
                 at = torch.as_tensor(own, device=z.device)
                 cells = {name: tensor[at] for name, tensor in on_device.items()}
                 factual = self._factual(cells, z[:, at])
                 part = self._values(cells, z[:, at], arms[k], factual)
-                if values is None:
-                    values = np.empty((len(part), len(batch), part.shape[-1]), np.float32)
-                values[:, own] = part
-            assert values is not None
-            yield "", batch, values
+                if parts is None:
+                    parts = np.empty((len(part), len(batch), part.shape[-1]), np.float32)
+                parts[:, own] = part
+            assert parts is not None
+            require_finite(parts, self.cells.names, batch)
+            yield "", batch, parts
 
     def _factual(self, tensors: dict[str, torch.Tensor], z: torch.Tensor) -> Distribution | None:
         """Expression of a batch under the treatments received, where what is kept rests on it."""

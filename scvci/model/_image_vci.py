@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.module._constants import MODULE_KEYS
 
 from scvci._names import unknown_name_message
+from scvci._numbers import batch_size_or_default
 from scvci.data import _constants as keys
 from scvci.data._attributes import (
     AttributeField,
@@ -30,7 +30,9 @@ from scvci.module._config import ImageConfig
 from scvci.module._presets import build_config
 
 from ._file_checks import check_array, check_same_names
-from ._model import ModelBase, Seeded, raise_if_changed
+from ._layers import require_finite
+from ._model import ModelBase, raise_if_changed
+from ._seeded import Seeded
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -372,16 +374,10 @@ class ImageVCI(ModelBase):
         results.check("obsm", key, _KIND, label)
         images = np.full((cells.adata.n_obs, self.module.sizes.n_pixels), np.nan, np.float32)
         with torch.inference_mode():
-            for rows, tensors in cells.batches(_batch_size(batch_size)):
+            for rows, tensors in cells.batches(batch_size_or_default(batch_size)):
                 tensors[keys.TARGET_KEY] = torch.as_tensor(target[rows], dtype=torch.float32)
                 images[rows] = self._decode(self.on_device(tensors)).cpu().numpy()
-                wrong = rows[~np.isfinite(images[rows]).all(axis=1)]
-                if len(wrong):
-                    raise ValueError(
-                        f"The predicted image of cell {str(cells.names[wrong[0]])!r} is not "
-                        "finite: its treatment, or the weights of the model, are beyond what "
-                        "networks can compute with. Nothing was written."
-                    )
+                require_finite(images[rows], cells.names, rows)
         record = {
             "kind": _KIND,
             "treatment": label,
@@ -416,7 +412,7 @@ class ImageVCI(ModelBase):
         self.require_trained("compute latent states")
         cells, parts = self.cells(adata, indices), []
         with torch.inference_mode():
-            for _, tensors in cells.batches(_batch_size(batch_size)):
+            for _, tensors in cells.batches(batch_size_or_default(batch_size)):
                 qz = self._posterior(self.on_device(tensors))
                 parts.append((qz.loc if give_mean else qz.sample()).cpu().numpy())
         if not parts:
@@ -509,7 +505,3 @@ def _text(value: Any) -> str:
         return str(value)
     short = f"{value:g}"
     return short if float(short) == value else repr(value)
-
-
-def _batch_size(given: int | None) -> int:
-    return settings.batch_size if given is None else given

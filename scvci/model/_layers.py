@@ -9,10 +9,13 @@ import numpy as np
 import torch
 from scipy import sparse
 
+from scvci._numbers import is_number, positive_number, whole_number
 from scvci.data._results import safe_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import pandas as pd
 
     from scvci.data import Cells
 
@@ -54,13 +57,13 @@ class Scale:
 
         Raises
         ------
-        ValueError
+        TypeError, ValueError
             With the setting at fault.
         """
-        if self.n_samples is not None and self.n_samples < 1:
-            raise ValueError(f"n_samples={self.n_samples} must be at least 1.")
-        if self.library_size is not None and not self.library_size > 0:
-            raise ValueError(f"library_size={self.library_size} must be positive.")
+        if self.n_samples is not None:
+            whole_number("n_samples", self.n_samples)
+        if self.library_size is not None:
+            positive_number("library_size", self.library_size)
         if not is_count and (self.library_size is not None or self.log1p):
             raise ValueError(
                 "library_size and log1p are for count likelihoods; with likelihood='normal' the "
@@ -125,6 +128,34 @@ class Scale:
         return {"n_samples": self.n_samples or 0, **quantile}
 
 
+def require_finite(values: np.ndarray, names: pd.Index, rows: np.ndarray) -> None:
+    """Raise if a prediction is not finite.
+
+    Parameters
+    ----------
+    values
+        Predictions, shape ``(..., n_cells, n_columns)``.
+    names
+        Names of all cells.
+    rows
+        The cells that are predicted for.
+
+    Raises
+    ------
+    ValueError
+        With the first cell at fault.
+    """
+    finite = np.isfinite(values)
+    if finite.all():
+        return
+    of_cell = np.moveaxis(finite, -2, 0).reshape(len(rows), -1).all(axis=1)
+    raise ValueError(
+        f"The prediction for cell {str(names[rows[np.argmin(of_cell)]])!r} is not finite: its "
+        "expression, size factor or covariates, or the weights of the model, are beyond what "
+        "networks can compute with. Nothing was written."
+    )
+
+
 class LayerCollector:
     """Gather predictions of batches into layers of the AnnData's shape.
 
@@ -183,7 +214,7 @@ class LayerCollector:
 
 
 def _check_quantiles(quantiles: tuple[float, ...], n_samples: int | None) -> None:
-    if not quantiles or not all(0 < q < 1 for q in quantiles):
+    if not quantiles or not all(is_number(q) and 0 < q < 1 for q in quantiles):
         raise ValueError(
             f"quantiles={quantiles} must lie strictly between 0 and 1, such as (0.05, 0.95)."
         )

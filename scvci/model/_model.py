@@ -6,7 +6,6 @@ import inspect
 import secrets
 import warnings
 from abc import abstractmethod
-from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from types import NoneType
@@ -15,28 +14,33 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import anndata
 import numpy as np
 import pandas as pd
-import torch
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.model._utils import parse_device_args
 from scvi.model.base import BaseModelClass
 from scvi.model.base._constants import SAVE_KEYS
-from scvi.train import TrainRunner
 
 from scvci._files import write_h5ad
-from scvci.data._cells import resolve_indices
+from scvci._numbers import batch_size_or_default, seed_number
 from scvci.data._results import Results
 from scvci.data._splitter import CounterfactualSplitter, split_cells
 from scvci.train import VCITrainingPlan
-from scvci.train._callbacks import RestoreBest
+from scvci.train._callbacks import KeepWeights
+from scvci.train._resume import Checkpoints, WholeFiles
+from scvci.train._runner import InterruptibleRunner
 
 from ._file_checks import blaming, blueprint, check_attributes, check_same_names, check_tensors
+from ._identity import identify
+from ._rollback import AllOrNothing
 from ._saving import find_cells, from_plain, read_model, to_plain, write_model
+from ._seeded import Seeded
+from ._train_arguments import check_train_arguments, external_parts
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
+    import torch
     from anndata import AnnData
 
     from scvci.data._splitter import CellTable, Sampler
@@ -45,7 +49,6 @@ if TYPE_CHECKING:
 
 #: Parts of a split.
 type Part = Literal["train", "validation", "test"]
-type _Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 #: Validation criterion: the weighted objective on validation cells with fixed targets. It holds
 #: the likelihood of the counterfactual and the divergence, not only the reconstruction.
@@ -254,9 +257,20 @@ class ModelBase(BaseModelClass):
         early_stopping: bool = True,
         datasplitter_kwargs: dict[str, Any] | None = None,
         plan_kwargs: dict[str, Any] | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every_n_epochs: int = 10,
+        resume_from: str | os.PathLike[str] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train the model.
+
+        A call that fails leaves the model as it was before. Ctrl-C ends training early: the model
+        then has the best weights so far (without early stopping those of the last finished
+        epoch), is calibrated, and can be used or saved, and ``KeyboardInterrupt`` goes on, so
+        that a script ends unless it catches it. Before the first epoch is finished, and during
+        the calibration, Ctrl-C undoes the call like a failure.
+
+        Trainings and other seeded calls in several threads of a process take turns.
 
         Parameters
         ----------
@@ -278,24 +292,47 @@ class ModelBase(BaseModelClass):
             Stop when the objective on validation cells with fixed counterfactual targets no
             longer improves, and restore the best weights.
         datasplitter_kwargs
-            ``external_indexing``: rows of the training, validation and test cells.
+            ``external_indexing``: rows, masks or names of the training, validation and test
+            cells; the last two can be left out.
         plan_kwargs
             Passed to :class:`~scvci.train.VCITrainingPlan`.
+        checkpoint_dir
+            Folder for a checkpoint, ``training.ckpt``, which is replaced as training proceeds;
+            ``None`` for none.
+        checkpoint_every_n_epochs
+            Epochs between two checkpoints.
+        resume_from
+            Such a folder, or file: go on from there. With the same cells, model, seed and
+            arguments, training ends as if it had not stopped, on a CPU with the same number of
+            threads to the bit. In a second training the model is that which the second training
+            started from.
         **trainer_kwargs
             Passed to :class:`~scvi.train.Trainer`. ``enable_progress_bar=False`` also hides the
             progress of the calibration that follows training.
 
         Raises
         ------
-        ValueError
-            If the model holds no cells, labels in ``obs`` changed since ``setup_anndata``, or
-            there is no epoch or no cell in a batch.
+        TypeError, ValueError
+            If the model holds no cells, labels in ``obs`` changed since ``setup_anndata``, an
+            argument makes no sense, or a checkpoint is damaged or of another training.
+        NotFiniteError
+            If a term of the objective or a weight is NaN or infinite at the end of an epoch.
+        KeyboardInterrupt
+            If the user stopped training.
 
         Warns
         -----
         UserWarning
-            If the latent state holds no information on single cells.
+            If the latent state holds no information on single cells, or training was stopped.
         """
+        check_train_arguments(
+            max_epochs,
+            train_size,
+            validation_size,
+            batch_size,
+            datasplitter_kwargs,
+            checkpoint_every_n_epochs,
+        )
         cells = self.own_cells("train it")
         self._check_labels(cells)
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
@@ -303,11 +340,8 @@ class ModelBase(BaseModelClass):
                 "There is nothing new to train: the reference was trained on all strata, batches "
                 "and treatments of these cells. Predict with the model as it is."
             )
-        for name, value in (("max_epochs", max_epochs), ("batch_size", batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
         defaults = self.training_defaults
-        batch_size = batch_size or defaults.batch_size or settings.batch_size
+        batch_size = batch_size_or_default(batch_size, defaults.batch_size)
         seed = self.seed_ + self.n_trainings_
         rng = np.random.default_rng(seed)
         external = (datasplitter_kwargs or {}).get("external_indexing")
@@ -315,10 +349,8 @@ class ModelBase(BaseModelClass):
             order = rng if shuffle_set_split else None
             parts = split_cells(cells.group, train_size, validation_size, order)
         else:
-            parts = _external_parts(cells.adata, external)
-        sampler = self._start_training(cells.take(parts[0]))
-        splitter = CounterfactualSplitter(sampler, parts, batch_size=batch_size, seed=seed)
-        if early_stopping and splitter.n_val == 0:
+            parts = external_parts(cells.adata, external)
+        if early_stopping and not len(parts[1]):
             warnings.warn(
                 "There are no validation cells, so training runs for max_epochs without early "
                 "stopping. Lower train_size for an honest stopping criterion.",
@@ -327,20 +359,32 @@ class ModelBase(BaseModelClass):
             )
             early_stopping = False
         if max_epochs is None:
-            max_epochs = defaults.n_epochs(splitter.n_train, batch_size)
-        seen = self.seen_cells()
-        self.module.train()
-        self.cache.clear()
-        with Seeded(seed):
-            plan = VCITrainingPlan(self.module, **self._plan_options(plan_kwargs))
-            self._run(
-                plan, splitter, max_epochs, accelerator, devices, early_stopping, trainer_kwargs
+            max_epochs = defaults.n_epochs(len(parts[0]), batch_size)
+        seen, show_progress = self.seen_cells(), trainer_kwargs.get("enable_progress_bar", True)
+        checkpoints = Checkpoints.of(checkpoint_dir, checkpoint_every_n_epochs, resume_from)
+        with AllOrNothing(self), Seeded(seed):
+            sampler = self._start_training(cells.take(parts[0]))
+            splitter = CounterfactualSplitter(sampler, parts, batch_size=batch_size, seed=seed)
+            self.module.train()
+            self.cache.clear()
+            options = {"early_stopping": early_stopping, **trainer_kwargs}
+            plan_options = self._plan_options(plan_kwargs)
+            kept = self._run(
+                splitter, max_epochs, accelerator, devices, plan_options, options, checkpoints
             )
             rows = np.sort(np.concatenate(parts[:2]))
-            show_progress = trainer_kwargs.get("enable_progress_bar", True)
             self._after_training(cells.take(rows), rng, show_progress)
-        self.trained_cells_ = sorted({*seen, *self.parts_["train"]})
-        self.n_trainings_ += 1
+            self.trained_cells_ = sorted({*seen, *self.parts_["train"]})
+            self.n_trainings_ += 1
+        if kept.interrupted:
+            warnings.warn(
+                f"Training was stopped. The model has the weights of epoch {kept.best_epoch} "
+                f"({'the best' if early_stopping else 'the last finished'} so far, counted from "
+                "0), is calibrated, and can be used or saved.",
+                UserWarning,
+                stacklevel=2,
+            )
+            raise KeyboardInterrupt
 
     def seen_cells(self) -> list[str]:
         """Names of all cells that any training was fitted to or stopped by."""
@@ -352,44 +396,50 @@ class ModelBase(BaseModelClass):
 
     def _run(
         self,
-        plan: VCITrainingPlan,
         splitter: CounterfactualSplitter,
         max_epochs: int,
         accelerator: str,
         devices: int | list[int] | str,
-        early_stopping: bool,
-        trainer_kwargs: dict[str, Any],
-    ) -> None:
-        """Hand everything to scvi-tools' runner."""
-        options = dict(trainer_kwargs)
-        options["callbacks"] = list(options.get("callbacks") or [])
-        if early_stopping:
-            monitor = options.setdefault("early_stopping_monitor", _MONITOR)
+        plan_options: dict[str, Any],
+        options: dict[str, Any],
+        checkpoints: Checkpoints | None,
+    ) -> KeepWeights:
+        """Hand everything to scvi-tools' runner; return what kept the weights."""
+        if options["early_stopping"]:
+            options.setdefault("early_stopping_monitor", _MONITOR)
             options.setdefault("early_stopping_patience", 20)
-            options["callbacks"].append(RestoreBest(monitor))
         if splitter.n_val:
             options.setdefault("check_val_every_n_epoch", 1)
-        runner = TrainRunner(
-            self,
-            training_plan=plan,
+        callbacks = list(options.get("callbacks") or [])
+        kept = KeepWeights(
+            options["early_stopping_monitor"] if options["early_stopping"] else None
+        )
+        if checkpoints is not None:
+            arguments = {"max_epochs": max_epochs, "plan_kwargs": plan_options, **options}
+            files = WholeFiles(identify(self, splitter, arguments))
+            options["plugins"] = [*(options.get("plugins") or []), files]
+            options["ckpt_path"] = checkpoints.resume_from
+            # First, for what other callbacks do in an epoch is done again where it goes on.
+            callbacks.insert(0, checkpoints)
+        runner = InterruptibleRunner(
+            kept,
+            model=self,
+            training_plan=VCITrainingPlan(self.module, **plan_options),
             data_splitter=splitter,
             max_epochs=max_epochs,
             accelerator=accelerator,
             devices=devices,
-            early_stopping=early_stopping,
-            **options,
+            **{**options, "callbacks": [*callbacks, kept]},
         )
         # scvi-tools adds to the history of a trained model; one carried over has none yet.
         carried_over = self.is_trained_ and self.history_ is None
         self.is_trained_ = self.is_trained_ and not carried_over
-        try:
-            # Lightning suggests worker processes; in-memory AnnData are faster without.
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-                warnings.filterwarnings("ignore", message=".*number of training batches.*")
-                runner()
-        finally:
-            self.is_trained_ = self.is_trained_ or carried_over
+        # Lightning suggests worker processes; in-memory AnnData are faster without.
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*number of training batches.*")
+            runner()
+        return kept
 
     # -- files ----------------------------------------------------------------------------------
 
@@ -572,38 +622,10 @@ class ModelBase(BaseModelClass):
         AnnDataManager.view_setup_method_args(cls.load_registry(dir_path, prefix))
 
 
-class Seeded(AbstractContextManager):
-    """Run a block under a torch seed and leave the caller's generators as they were."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-        self._fork = torch.random.fork_rng()
-
-    def __enter__(self) -> None:
-        self._fork.__enter__()
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *exc: Any) -> None:
-        self._fork.__exit__(*exc)
-
-
 def _choose_seed(seed: int | None) -> int:
     if seed is not None:
-        return int(seed)
-    return int(settings.seed) if settings.seed is not None else secrets.randbelow(2**31)
-
-
-def _external_parts(adata: AnnData, external: Sequence[Any]) -> _Rows:
-    """Rows of the training, validation and test cells that a user names."""
-    parts = [resolve_indices(adata, part) for part in external]
-    together = np.concatenate(parts)
-    if len(np.unique(together)) < len(together) or not len(parts[0]):
-        raise ValueError(
-            "external_indexing must give training cells, and no cell twice among training, "
-            "validation and test cells."
-        )
-    parts += [np.array([], dtype=np.int64)] * (3 - len(parts))
-    return parts[0], parts[1], parts[2]
+        return seed_number(seed)
+    return seed_number(settings.seed) if settings.seed is not None else secrets.randbelow(2**31)
 
 
 def raise_if_changed(labels: Mapping[str, tuple[np.ndarray, np.ndarray]], names: pd.Index) -> None:

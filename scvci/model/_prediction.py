@@ -9,17 +9,17 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import sparse
-from scvi import settings
 from scvi.module._constants import MODULE_KEYS
 from sparse import GCXS
 
 from scvci._names import unknown_name_message
+from scvci._numbers import batch_size_or_default, positive_number, whole_number
 from scvci.data._conditions import format_dose
 from scvci.data._labels import as_names, encode, is_one_name, missing_key_message, read_labels
 
 from ._base import VCIBase
 from ._counterfactuals import Plan
-from ._layers import Scale, layer_names
+from ._layers import Scale, layer_names, require_finite
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -174,7 +174,7 @@ class PredictionMixin(VCIBase):
         if output not in ("layers", "means", "blocks"):
             raise ValueError(f"output={output!r} must be 'layers', 'means' or 'blocks'.")
         if quantiles is not None:
-            quantiles = tuple(float(q) for q in np.atleast_1d(quantiles))
+            quantiles = tuple(np.atleast_1d(quantiles).tolist())
             n_samples = _N_QUANTILE_DRAWS if n_samples is None else n_samples
         scale = Scale(library_size, log1p, n_samples, quantiles, keep_totals, keep)
         scale.check(self.is_count)
@@ -243,7 +243,7 @@ class PredictionMixin(VCIBase):
         self.require_trained("compute latent states")
         if dataloader is None:
             cells = self.cells(adata, indices)
-            batches: Any = (t for _, t in cells.batches(batch_size or settings.batch_size))
+            batches: Any = (t for _, t in cells.batches(batch_size_or_default(batch_size)))
         elif adata is not None or indices is not None:
             raise ValueError("Pass either dataloader= or adata= and indices=.")
         else:
@@ -310,11 +310,13 @@ class PredictionMixin(VCIBase):
         if treatment is not None:
             [condition] = self.conditions(treatment)
             arm = self.arm(condition)
+        if library_size is not None:
+            library_size = positive_number("library_size", library_size)
         size = library_size if self.is_count else None
         cells = self.cells(adata, indices)
         blocks = [np.zeros((0, len(genes[columns])), dtype=np.float32)]
         with torch.inference_mode():
-            for _, tensors in cells.batches(batch_size or settings.batch_size):
+            for rows, tensors in cells.batches(batch_size_or_default(batch_size)):
                 batch = self.on_device(tensors)
                 px = (
                     self.reconstruct(batch, library_size=size, calibrated=calibrated)
@@ -323,6 +325,7 @@ class PredictionMixin(VCIBase):
                 )
                 # Of few genes, only these are kept from each step.
                 blocks.append(px.mean[0].cpu().numpy()[:, columns])
+                require_finite(blocks[-1], cells.names, rows)
         values = np.concatenate(blocks)
         if return_numpy:
             return values
@@ -361,12 +364,13 @@ class PredictionMixin(VCIBase):
             If a gene is unknown.
         """
         self.require_trained("draw from it")
+        n_samples = whole_number("n_samples", n_samples)
         columns = self._gene_columns(gene_list)
         n_genes = len(self.genes[columns])
         cells = self.cells(adata, indices)
         blocks = [sparse.csr_matrix((0, n_genes * n_samples), dtype=np.float32)]
         with torch.inference_mode():
-            for _, tensors in cells.batches(batch_size or settings.batch_size):
+            for _, tensors in cells.batches(batch_size_or_default(batch_size)):
                 batch = self.on_device(tensors)
                 z = self.latent_states(batch, n_samples)
                 drawn = self.reconstruct(batch, z).sample().cpu().numpy()
@@ -424,7 +428,7 @@ class PredictionMixin(VCIBase):
                     UserWarning,
                     stacklevel=4,
                 )
-        size = batch_size or settings.batch_size
+        size = batch_size_or_default(batch_size)
         return Plan(
             self, cells, arms, conditions, scale, calibrated, size, in_batch, target_key, which
         )

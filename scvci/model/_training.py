@@ -12,6 +12,7 @@ from scvci.data._sampler import CounterfactualSampler
 from scvci.data._statistics import compute_statistics, pseudobulk_moments
 from scvci.pooling import effect_variances
 from scvci.pooling._similarity import similarity_weights
+from scvci.train import NotFiniteError
 
 from ._arms import mean_effects, variance_beyond
 from ._base import VCIBase
@@ -120,6 +121,11 @@ class TrainingMixin(VCIBase):
             reference=None if self.reference_ is None else self.reference_.calibration,
             show_progress=show_progress,
         )
+        if not np.isfinite(self.calibration.shift).all():
+            raise NotFiniteError(
+                "The calibration is not finite: predicted means are too far from the real cells "
+                "for networks to compute with. Look for outliers among counts and covariates."
+            )
         if self.reference_ is None:
             self.similarity_ = self._similar_treatments(self.calibration.means)
             warn_if_uninformative(module, self.calibration, cells, moments, rng)

@@ -26,9 +26,9 @@ from scvci.module import DataSizes, ModuleConfig, VCIModule
 from scvci.module._presets import build_config, get_preset
 from scvci.pooling import Pairs
 
-from ._model import Seeded
 from ._prediction import PredictionMixin
 from ._query import QueryMixin
+from ._seeded import Seeded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.scale import SymmetricalLogTransform
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from scipy import sparse
 
 from scvci._names import unknown_name_message
+from scvci.model._seeded import Seeded
 
 from ._panels import CYCLE, MAX_COLUMNS, check_known, finish, make_panels
 
@@ -260,9 +260,8 @@ def _predict_means(
     n_samples = _N_DRAWS if model.is_count else None
     means = []
     for dose in grid:
-        with torch.random.fork_rng():
-            # The same draws at each dose, so that a curve is as smooth as can be.
-            torch.manual_seed(seed)
+        # The same draws at each dose, so that a curve is as smooth as can be.
+        with Seeded(seed):
             blocks = model.predict_counterfactual(
                 member,
                 cells.adata,

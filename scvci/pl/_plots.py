@@ -12,6 +12,8 @@ import torch
 from anndata import AnnData
 from scipy import sparse
 
+from scvci.model._seeded import Seeded
+
 from ._panels import COLORS, choose, describe, finish, make_panels, set_title
 
 if TYPE_CHECKING:
@@ -249,8 +251,7 @@ def _kinds(
     if not len(controls):
         raise ValueError(f"There are no cells of the control, {model.control!r}, to plot.")
     treated = pick(cells.treatment == arm) if arm is not None else np.array([], dtype=int)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with Seeded(seed):
         blocks = model.predict_counterfactual(
             treatment, cells.adata, indices=controls, n_samples=1, output="blocks"
         )
@@ -264,6 +265,7 @@ def _kinds(
 
 def _embed(parts: list[sparse.csr_matrix], is_count: bool, seed: int) -> np.ndarray:
     """UMAP of all cells together, shape (n_cells, 2)."""
+    n_threads = torch.get_num_threads()
     joint = AnnData(sparse.csr_matrix(sparse.vstack(parts), dtype=np.float32))
     if is_count:
         sc.pp.normalize_total(joint, target_sum=1e4)
@@ -272,4 +274,6 @@ def _embed(parts: list[sparse.csr_matrix], is_count: bool, seed: int) -> np.ndar
     sc.pp.pca(joint, n_comps=n_comps, random_state=seed)
     sc.pp.neighbors(joint, random_state=seed)
     sc.tl.umap(joint, random_state=seed)
+    # Neighbour search sets the number of threads for all libraries, and sums depend on it.
+    torch.set_num_threads(n_threads)
     return joint.obsm["X_umap"]

@@ -12,7 +12,7 @@ from scvi import settings
 
 from scvci.data._requests import contrast_names, measured_names
 from scvci.model import VCI
-from scvci.model._model import Seeded
+from scvci.model._seeded import Seeded
 
 from ._comparison import Comparison
 from ._count_model import count_model_effects

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from scvi import settings
 
+from scvci._numbers import batch_size_or_default, whole_number
 from scvci.data._cells import resolve_indices
 from scvci.data._labels import is_one_name
 from scvci.data._requests import measured_names
@@ -186,8 +186,7 @@ def predict_interval(
     """
     model.require_trained("predict intervals")
     conformal_rank(1, level)
-    if n_samples < 2:
-        raise ValueError(f"n_samples={n_samples} must be at least 2; 100 or more are sensible.")
+    whole_number("n_samples", n_samples, least=2)
     targets = measured_names(model.arms, treatment)
     single = treatment is not None and is_one_name(treatment)
     layers = layer_names(targets, layer_added, single, ("_low", "_high"))
@@ -209,7 +208,7 @@ def predict_interval(
             stacklevel=2,
         )
     predictive = Predictive.of(
-        model, own, level, n_samples, seed, batch_size or settings.batch_size
+        model, own, level, n_samples, seed, batch_size_or_default(batch_size)
     )
     written: dict[str, tuple[Any, dict[str, Any]]] = {}
     for target, names in layers.items():

@@ -13,7 +13,7 @@ from sklearn.covariance import LedoitWolf
 from scvci.data import _constants as keys
 from scvci.effects import predictive_interval, predictive_score
 from scvci.model._layers import LayerCollector
-from scvci.model._model import Seeded
+from scvci.model._seeded import Seeded
 
 if TYPE_CHECKING:
     from scvci.data import Cells

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import torch
-from scvi import settings
 
 from scvci._names import unknown_name_message
+from scvci._numbers import batch_size_or_default
 from scvci.data._requests import contrast_names
 from scvci.data._results import safe_name
 
@@ -97,7 +97,7 @@ def effect_scores(
     key = key_added or safe_name(f"effect_{target}")
     results = model.results(cells.adata)
     results.check("obs", key, "effect score", target)
-    size = batch_size or settings.batch_size
+    size = batch_size_or_default(batch_size)
     if weights is None:
         mean = np.zeros(len(model.genes))
         for _, effects in _effects(model, cells, target, base, size):

@@ -1,5 +1,6 @@
 """How the module is optimised."""
 
+from ._finite import NotFiniteError
 from ._plan import VCITrainingPlan
 
-__all__ = ["VCITrainingPlan"]
+__all__ = ["NotFiniteError", "VCITrainingPlan"]

@@ -8,6 +8,8 @@ import torch
 from scvi.train import TrainingPlan
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, MultiStepLR
 
+from ._finite import require_finite_sums, require_finite_weights
+
 if TYPE_CHECKING:
     from scvi.module.base import LossOutput
 
@@ -71,9 +73,11 @@ class VCITrainingPlan(TrainingPlan):
 
     def configure_optimizers(self) -> Any:
         """One optimiser, or two where there is a critic, and their schedules."""
-        critic = set(self.module.covariate_term.parameters())
+        # The state of an optimiser goes by position, and a set has no order to come back to.
+        critic = list(self.module.covariate_term.parameters())
+        of_critic = {id(p) for p in critic}
         create = self.get_optimizer_creator()
-        optimizers = [create(p for p in self.module.parameters() if p not in critic)]
+        optimizers = [create(p for p in self.module.parameters() if id(p) not in of_critic)]
         if critic:
             optimizers.append(create(critic))
         schedules = [s for s in map(self._schedule, optimizers) if s is not None]
@@ -128,7 +132,9 @@ class VCITrainingPlan(TrainingPlan):
         self.log_dict(averages, sync_dist=self.use_sync_dist)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch."""
+        """Log the epoch; see :class:`~scvci.train.NotFiniteError` for what stops training."""
+        require_finite_sums(self._sums, self.current_epoch)
+        require_finite_weights(self.module, self.current_epoch)
         self._log_epoch("train")
         if not self.automatic_optimization and self.lr_decay:
             # Lightning steps schedules on its own only where it steps the optimiser.
@@ -139,6 +145,7 @@ class VCITrainingPlan(TrainingPlan):
 
     def on_validation_epoch_end(self) -> None:
         """Log the epoch."""
+        require_finite_sums(self._sums, self.current_epoch)
         self._log_epoch("validation")
 
     def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> Any:
