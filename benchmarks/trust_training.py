@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import subprocess
-import sys
+import logging
+import multiprocessing
 import tempfile
 import time
 import warnings
@@ -27,6 +27,8 @@ from scvci.model import VCI, ImageVCI
 from scvci.train._resume import FILE_NAME
 
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "enable_model_summary": False}
+#: A start of Python would take longer than these trainings.
+_PROCESSES = multiprocessing.get_context("fork")
 KINDS = ("default", "critic", "images", "second training")
 
 
@@ -80,16 +82,15 @@ def train(kind: str, folder: Path, n_epochs: int) -> None:
 
 def run(kind: str, folder: Path, n_epochs: int, seconds: float | None = None) -> bool:
     """Train in another process; kill it after some seconds. Say whether it was killed."""
-    command = [sys.executable, "-W", "ignore", __file__, "--child", kind, str(folder)]
-    process = subprocess.Popen([*command, "--n-epochs", str(n_epochs)], stderr=subprocess.DEVNULL)
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
+    process = _PROCESSES.Process(target=train, args=(kind, folder, n_epochs))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
         process.kill()
-        process.wait()
+        process.join()
         return True
-    if process.returncode:
-        raise RuntimeError(f"Training {kind!r} ended with {process.returncode}.")
+    if process.exitcode:
+        raise RuntimeError(f"Training {kind!r} ended with {process.exitcode}.")
     return False
 
 
@@ -119,7 +120,7 @@ def kill_and_resume(kind: str, n_kills: int, n_epochs: int, seed: int = 0) -> di
             folder = Path(name) / str(ended)
             folder.mkdir()
             # The later kills of a training strike what was gone on from.
-            while kills < n_kills and run(kind, folder, n_epochs, rng.uniform(0.3, 1.0) * alone):
+            while kills < n_kills and run(kind, folder, n_epochs, rng.uniform(0.0, 1.0) * alone):
                 kills += 1
                 in_training += (folder / FILE_NAME).exists()
                 temporary += len(list(folder.glob("*.tmp")))
@@ -143,14 +144,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n-kills", type=int, default=50, help="kills in all")
     parser.add_argument("--n-epochs", type=int, default=40)
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
-    if arguments.child:
-        kind, folder = arguments.child
-        train(kind, Path(folder), arguments.n_epochs)
-        return
     n = -(-arguments.n_kills // len(KINDS))
     rows = [kill_and_resume(kind, n, arguments.n_epochs) for kind in KINDS]
     print(pd.DataFrame(rows).to_string(index=False))

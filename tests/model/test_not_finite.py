@@ -1,4 +1,4 @@
-"""Numbers that networks cannot compute with: refused at setup, or training stops and says where."""
+"""Numbers that networks cannot compute with: refused at setup, or training stops by name."""
 
 from __future__ import annotations
 
@@ -113,6 +113,7 @@ def test_the_term_and_the_weight_at_fault_are_named():
     with pytest.raises(NotFiniteError, match="in epoch 3: covariate_train is nan in the train c"):
         require_finite_sums(sums, 3)
     net = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    net.requires_grad_(False)
     require_finite_weights(net, 0)
     for value in (torch.nan, torch.inf, -torch.inf):
         torch.nn.init.zeros_(net[1].bias)[1] = value
