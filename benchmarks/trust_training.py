@@ -149,8 +149,9 @@ def main() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     n = -(-arguments.n_kills // len(KINDS))
-    rows = [kill_and_resume(kind, n, arguments.n_epochs) for kind in KINDS]
-    print(pd.DataFrame(rows).to_string(index=False))
+    for i, kind in enumerate(KINDS):
+        row = pd.DataFrame([kill_and_resume(kind, n, arguments.n_epochs)])
+        print(row.to_csv(sep="\t", index=False, header=i == 0), end="", flush=True)
 
 
 if __name__ == "__main__":
