@@ -83,9 +83,8 @@ def test_public_objects_are_documented(name, item):
     assert doc, f"{name} has no docstring"
     for leftover in ("%(", "TODO", "FIXME"):
         assert leftover not in doc
-    parameters = inspect.signature(item).parameters
     if not inspect.isclass(item):
-        for parameter in parameters:
+        for parameter in inspect.signature(item).parameters:
             if parameter not in ("args", "kwargs"):
                 assert parameter in doc, f"{name} does not document {parameter}"
 

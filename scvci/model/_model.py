@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import anndata
 import numpy as np
 import pandas as pd
+import torch
 from scvi import settings
 from scvi.data import AnnDataManager
 from scvi.model._utils import parse_device_args
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Mapping
 
-    import torch
     from anndata import AnnData
 
     from scvci.data._splitter import CellTable, Sampler

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -13,7 +12,10 @@ import pandas as pd
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from scvci._files import write_whole
+
 if TYPE_CHECKING:
+    import os
     from collections.abc import Mapping
 
 #: Name of the file in a folder of checkpoints.
@@ -127,7 +129,7 @@ class WholeFiles(CheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """Write a file under a temporary name, and rename it once it is on the disk."""
+        """Write a file in place of the one before."""
         buffer = io.BytesIO()
         torch.save({**checkpoint, _IDENTITY: self.identity}, buffer)
         content = buffer.getvalue()
@@ -135,15 +137,7 @@ class WholeFiles(CheckpointIO):
         # A file that cannot be read again must not take the place of one that can.
         _read(content, path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(_MAGIC + _checksum(content) + content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, lambda part: part.write_bytes(_MAGIC + _checksum(content) + content))
 
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
