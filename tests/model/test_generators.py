@@ -55,7 +55,7 @@ CALLS = {
     "check_overlap": lambda m, a: tl.check_overlap(a),
     "evaluate": lambda m, a: tl.evaluate(m, max_folds=1, max_epochs=1, **QUIET),
     "predict_interval": lambda m, a: tl.predict_interval(m, "IFNb", n_samples=20),
-    "leakage_test": lambda m, a: tl.leakage_test(m),
+    "leakage_test": lambda m, a: tl.leakage_test(m, n_folds=2, max_epochs=1, **QUIET),
     "disentanglement_test": lambda m, a: tl.disentanglement_test(m),
     "heterogeneity_test": lambda m, a: tl.heterogeneity_test(m, "IFNb"),
     "effect_scores": lambda m, a: tl.effect_scores(m, "IFNb"),

@@ -501,7 +501,9 @@ def test_size_factors_are_checked_wherever_cells_enter(value):
     cells.obs["sf"] = 1.0
     cells.obs.loc["c5", "sf"] = value
     for ask in (model.predict_counterfactual, lambda a: VCI.load_query_data(a, model)):
-        with pytest.raises(ValueError, match=r"obs\['sf'\] must be positive; that of cell 'c5'"):
+        with pytest.raises(
+            ValueError, match=r"obs\['sf'\] must be positive, .*; that of cell 'c5'"
+        ):
             ask(adata=cells) if ask == model.predict_counterfactual else ask(cells)
     model.predict_counterfactual("A", cells, indices=["c1", "c2"])
 
@@ -553,8 +555,10 @@ def test_a_given_split_takes_masks_and_refuses_overlap():
     mask = np.arange(adata.n_obs) < 200
     model = _fit(adata, train={"datasplitter_kwargs": {"external_indexing": [mask, ~mask]}})
     np.testing.assert_array_equal(model.train_indices, np.arange(200))
-    for parts in ([[0, 1, 2], [2, 3]], [[], [1]]):
-        with pytest.raises(ValueError, match="no cell twice"):
+    for parts, message in (
+        ([[0, 1, 2], [2, 3]], "more than once"),
+        ([[], [1]], "no training cells"),
+        ([[0.5, 1]], "not a whole number"),
+    ):
+        with pytest.raises(ValueError, match=message):
             model.train(datasplitter_kwargs={"external_indexing": parts}, max_epochs=1, **_QUIET)
-    with pytest.raises(IndexError, match="not a whole number"):
-        model.train(datasplitter_kwargs={"external_indexing": [[0.5, 1]]}, max_epochs=1, **_QUIET)
