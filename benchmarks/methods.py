@@ -273,13 +273,15 @@ def peer(case: Case, seed: int, name: str) -> Prediction:
 def _means_of_cells(
     case: Case, counts: dict[str, np.ndarray]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Pseudobulks of the query cells of each stratum under each treatment."""
+    """Pseudobulks of the query cells of each stratum under each treatment; NaN where theirs is."""
     stratum = case.query.obs["stratum"]
-    return {
-        (t, x): pseudobulk(values[(stratum == x).to_numpy()])
-        for t, values in counts.items()
-        for x in {x for _, x in case.pairs}
-    }
+    means = {}
+    for t, values in counts.items():
+        for x in {x for _, x in case.pairs}:
+            cells = values[(stratum == x).to_numpy()]
+            missing = np.isnan(cells).any()
+            means[t, x] = np.full(cells.shape[1], np.nan) if missing else pseudobulk(cells)
+    return means
 
 
 #: Methods by name.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -43,11 +44,15 @@ class Peer:
     python
         Version of Python it runs on.
     epochs
-        Its tutorial's, cut so that 6,000 cells of 500 genes take some six minutes on one core.
+        Its tutorial's, cut so that 6,000 cells of 500 genes take some six minutes on one core;
+        steps where it counts those, 0 where nothing is trained.
     new_strata
         Whether it predicts for a stratum that has no training cells.
     new_cells
         Whether it predicts for cells that are not training cells.
+    held_out
+        Whether it predicts a treatment for a stratum that has no training cells of both. If not,
+        its prediction there is NaN, and such pairs are not scored.
     """
 
     script: str
@@ -55,6 +60,7 @@ class Peer:
     epochs: int
     new_strata: bool = False
     new_cells: bool = True
+    held_out: bool = True
 
 
 #: Peers by name.
@@ -62,6 +68,9 @@ PEERS = {
     "CPA": Peer("cpa", "3.10", epochs=200),
     "scGen": Peer("scgen", "3.12", epochs=100, new_strata=True),
     "biolord": Peer("biolord", "3.10", epochs=150, new_cells=False),
+    "CellFlow": Peer("cellflow", "3.12", epochs=1000),
+    "STATE": Peer("state", "3.12", epochs=2000, new_strata=True),
+    "CINEMA-OT": Peer("cinemaot", "3.12", epochs=0, new_cells=False, held_out=False),
 }
 
 
@@ -81,7 +90,7 @@ def predict(
     name
         Peer, one of :data:`PEERS`.
     epochs
-        Passes over the training cells; the peer's own number when ``None``.
+        Passes over the training cells, or steps; the peer's own number when ``None``.
 
     Returns
     -------
@@ -116,6 +125,8 @@ def check_supported(case: Case, name: str) -> None:
         raise NotImplementedError(f"{name} cannot predict for strata it was not trained on: {new}")
     if not peer.new_cells and not case.query.obs_names.isin(case.train.obs_names).all():
         raise NotImplementedError(f"{name} cannot predict for cells it was not trained on")
+    if not peer.held_out and set(case.pairs.values()) == {"held out"}:
+        raise NotImplementedError(f"{name} cannot predict for pairs it has no cells of")
 
 
 def environment(peer: Peer) -> Path:
@@ -155,6 +166,9 @@ def run(command: list[str], cwd: str | None = None) -> None:
     done = subprocess.run(
         command, cwd=cwd, env=apart, capture_output=True, text=True, timeout=_HOUR
     )
+    # The most of any process so far, this one's own size at its start included.
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20  # from KiB, on Linux
+    print(f"{Path(command[1]).name}: at most {peak:.1f} GiB of memory", file=sys.stderr)
     if done.returncode:
         last = " | ".join((done.stderr or done.stdout).strip().splitlines()[-3:])
         raise RuntimeError(f"exit status {done.returncode}: {last}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ if not BENCHMARKS.is_dir():
 sys.path.insert(0, str(BENCHMARKS))
 
 import accuracy  # noqa: E402
+import methods  # noqa: E402
+import peers  # noqa: E402
 import report  # noqa: E402
 import report_numbers  # noqa: E402
 from cases import REGIMES, simulated  # noqa: E402
@@ -79,6 +82,56 @@ def test_a_failure_is_a_row(small, dataset, method, reason):
     table = accuracy.run_job(dataset, method, 0)
     assert table["error"].tolist() == [reason]
     assert table[["dataset", "method", "seed"]].values.tolist() == [[dataset, method, 0]]
+
+
+def _case(**changes):
+    """A small simulated case, two of whose pairs are held out."""
+    [case] = simulated("small", 0)
+    return replace(case, **changes)
+
+
+def test_a_peer_is_not_asked_for_what_it_cannot_predict(small):
+    case = _case()
+    for name in peers.PEERS:
+        peers.check_supported(case, name)
+    held_out = {pair: kind for pair, kind in case.pairs.items() if kind == "held out"}
+    with pytest.raises(NotImplementedError, match="CINEMA-OT cannot predict for pairs"):
+        peers.check_supported(_case(pairs=held_out), "CINEMA-OT")
+    peers.check_supported(_case(pairs=held_out), "CellFlow")
+    stratum = case.query.obs["stratum"].iloc[0]
+    train = case.train[(case.train.obs["stratum"] != stratum).to_numpy()].copy()
+    for name, peer in peers.PEERS.items():
+        if not peer.new_strata:
+            with pytest.raises(NotImplementedError, match=f"{name} cannot predict for strata"):
+                peers.check_supported(_case(train=train), name)
+    train = case.train[1:].copy()
+    for name, peer in peers.PEERS.items():
+        if not peer.new_cells:
+            with pytest.raises(NotImplementedError, match=f"{name} cannot predict for cells"):
+                peers.check_supported(_case(train=train), name)
+
+
+def test_pairs_that_a_peer_leaves_out_are_not_scored(small, monkeypatch):
+    case = _case()
+
+    def predict(case, treatments, seed, name):
+        values = {t: case.truth[t].copy() for t in treatments}
+        for (t, x), kind in case.pairs.items():
+            if kind == "held out":
+                values[t][(case.query.obs["stratum"] == x).to_numpy()] = np.nan
+        return values, "counts"
+
+    monkeypatch.setattr(methods, "predict", predict)
+    rows = pd.DataFrame(accuracy.score(case, methods.peer(case, 0, "CINEMA-OT")))
+    assert set(rows["pair"]) == {"seen"}
+    assert len(rows) == len(case.pairs) - 2
+    np.testing.assert_allclose(rows["ite_corr"], 1, atol=1e-6)
+
+
+def test_every_peer_has_its_script_and_versions():
+    for peer in peers.PEERS.values():
+        for name in (f"run_{peer.script}.py", f"{peer.script}.in", f"{peer.script}.txt"):
+            assert (peers.SCRIPTS / name).exists(), name
 
 
 def test_finished_jobs_are_not_run_again(small, tmp_path, capsys, monkeypatch):
