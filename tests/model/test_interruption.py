@@ -18,6 +18,14 @@ from scvci.model import VCI
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu", "batch_size": 64}
 
 
+@pytest.fixture(autouse=True)
+def _listens_to_ctrl_c():
+    """Processes that a shell starts in the background ignore SIGINT; tests may be among them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class _Raise(pl.Callback):
     """Raise in an epoch."""
 
