@@ -179,14 +179,15 @@ class _ComposedMeans(ShiftedMeans):
         self, proportions: Tensor, kept: Tensor | None, size: Tensor | float, weight: Tensor
     ) -> None:
         self.proportions = proportions
-        self.seen = weight * (proportions if kept is None else kept * proportions)
+        self.seen = proportions if kept is None else kept * proportions
+        self.weight = weight[..., 0]
         self.scale = size / proportions.shape[-2]
 
     def at(self, shift: Tensor) -> Tensor:
         # Proportions do not change when a constant is added to the shift: exp() stays finite.
         fold = (shift - shift.amax(dim=-1, keepdim=True)).exp()
         totals = fold.unsqueeze(-2) @ self.proportions.mT
-        return self.scale * fold * (totals.reciprocal() @ self.seen).squeeze(-2)
+        return self.scale * fold * ((self.weight / totals) @ self.seen).squeeze(-2)
 
 
 class CountLikelihood(Likelihood, ABC):
