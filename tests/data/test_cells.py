@@ -136,8 +136,8 @@ _FAULTS = [
     (("cell_type", "z"), "Level of covariate 'cell_type' 'z' is unknown"),
     (("cell_type", None), r"obs\['cell_type'\] has 1 missing"),
     (("lane", "l3"), "Level of covariate 'lane' 'l3' is unknown"),
-    (("age", np.nan), "missing or infinite"),
-    (("size", np.inf), "missing or infinite"),
+    (("age", np.nan), "must hold finite numbers"),
+    (("size", np.inf), "must hold finite numbers"),
     ("count", "cell 'cell1', gene 'gene2' is 0.5"),
 ]
 
