@@ -5,7 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING, Any
 
+import lightning.pytorch as pl
 import numpy as np
+import torch
 
 from scvci.data import Cells, Condition, Treatments
 from scvci.data._conditions import TreatmentKeys
@@ -75,3 +77,17 @@ def table_of_cells(
         strata=[f"stratum{i}" for i in range(n_strata)],
         **values,
     )
+
+
+class Wreck(pl.Callback):
+    """Spoil the weights at the start of an epoch, so that the best are those of before."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add noise to all weights."""
+        if trainer.current_epoch == self.epoch:
+            with torch.no_grad():
+                for parameter in pl_module.module.parameters():
+                    parameter.add_(torch.randn_like(parameter))

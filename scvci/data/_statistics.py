@@ -98,10 +98,12 @@ class _PairSums:
     ----------
     cells
         The training cells, those in question.
+    weighted
+        Whether cells have weights; if not, they count alike.
     """
 
-    def __init__(self, cells: Cells) -> None:
-        self.cells = cells
+    def __init__(self, cells: Cells, weighted: bool) -> None:
+        self.cells, self.weighted = cells, weighted
         self.pairs, self.count = Pairs.count(
             cells.stratum[cells.rows],
             cells.treatment[cells.rows],
@@ -109,31 +111,37 @@ class _PairSums:
             cells.n_treatments,
         )
         shape = (len(self.pairs), len(cells.genes))
-        self.weight, self.weight2 = np.zeros(shape[0]), np.zeros(shape[0])
-        self.first, self.cross, self.second = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        self.weight, self.first, self.second = np.zeros(shape[0]), np.zeros(shape), np.zeros(shape)
+        # A weight of one is its own square.
+        self.weight2 = np.zeros(shape[0]) if weighted else self.weight
+        self.cross = np.zeros(shape) if weighted else self.first
 
-    def add(self, rows: np.ndarray, values: sparse.csr_matrix, weight: np.ndarray) -> None:
+    def add(
+        self, rows: np.ndarray, values: sparse.csr_matrix, weight: np.ndarray | None = None
+    ) -> None:
         """Add cells.
 
         Parameters
         ----------
         rows, values, weight
-            Rows of the cells, their values ``(n_cells, n_genes)`` and weights ``(n_cells,)``.
+            Rows of the cells, their values ``(n_cells, n_genes)`` and, if cells have any, weights
+            ``(n_cells,)``.
         """
         pair = self.pairs.rows(self.cells.stratum[rows], self.cells.treatment[rows])
         known = np.flatnonzero(pair >= 0)
         # Only the pairs of the block, which are few among thousands.
         present, position = np.unique(pair[known], return_inverse=True)
-        shape = (len(present), len(rows))
+        w = np.ones(len(known)) if weight is None else weight[known]
         group, group2 = (
-            sparse.csr_matrix((w[known], (position, known)), shape=shape)
-            for w in (weight, weight**2)
+            sparse.csr_matrix((v, (position, known)), shape=(len(present), len(rows)))
+            for v in (w, w**2)
         )
         self.weight[present] += np.asarray(group.sum(axis=1)).ravel()
-        self.weight2[present] += np.asarray(group2.sum(axis=1)).ravel()
         self.first[present] += (group @ values).toarray()
-        self.cross[present] += (group2 @ values).toarray()
         self.second[present] += (group2 @ values.multiply(values)).toarray()
+        if self.weighted:
+            self.weight2[present] += np.asarray(group2.sum(axis=1)).ravel()
+            self.cross[present] += (group2 @ values).toarray()
 
     def moments(self) -> PairMoments:
         """Weighted means, and variances by the squared residuals of a ratio of sums."""
@@ -172,14 +180,14 @@ def compute_statistics(cells: Cells, uses_size: bool) -> Statistics:
         positive = sizes[sizes > 0]
         reference_size = float(np.median(positive)) if len(positive) else 1.0
         counting_noise = float((reference_size / positive).mean()) if len(positive) else 1.0
-    sums, feature_total = _PairSums(cells), np.zeros(len(cells.genes))
+    sums, feature_total = _PairSums(cells, weighted=False), np.zeros(len(cells.genes))
     for rows in blocks:
         values = cells.counts(rows)
         if uses_size:
             values = _at_size(values, cells.size(rows, values), reference_size)
         features = values.log1p() if uses_size else values
         feature_total += np.asarray(features.sum(axis=0)).ravel()
-        sums.add(rows, values, np.ones(len(rows)))
+        sums.add(rows, values)
     return Statistics(
         reference_size=reference_size,
         mean_rate=sums.first.sum(axis=0) / max(sums.count.sum(), 1) / reference_size,
@@ -203,9 +211,9 @@ def pseudobulk_moments(cells: Cells, size: float | None) -> PairMoments:
     size
         Size to scale to; ``None`` for log data, which have no size: cells count alike then.
     """
-    sums = _PairSums(cells)
+    sums = _PairSums(cells, weighted=size is not None)
     for rows in _blocks(cells):
-        values, weight = cells.counts(rows), np.ones(len(rows))
+        values, weight = cells.counts(rows), None
         if size is not None:
             weight = cells.size(rows, values)
             values = _at_size(values, weight, size)

@@ -43,8 +43,7 @@ def pool_levels(means: PairMeans, control: int) -> PairMeans:
         return means
     level, noise = means.value[row].astype(float), means.noise[row].astype(float)
     variance = _variance_between(level, noise)
-    # What a stratum is off the mean of all has a little less variance than what it differs by.
-    off = (level - _centre(level, noise + variance)[0]) / np.sqrt(1 - 1 / len(row))
+    off = _off_centre(level, noise + variance)
     own = mixture_variances(off, noise, variance) if variance > _TINY else np.zeros_like(noise)
     centre, precision = _centre(level, noise + own)
     kept = own / np.maximum(own + noise, _TINY)
@@ -60,13 +59,21 @@ def _centre(level: np.ndarray, variance: np.ndarray) -> tuple[np.ndarray, np.nda
     return (weight * level).sum(axis=0) / weight.sum(axis=0), weight.sum(axis=0)
 
 
+def _off_centre(level: np.ndarray, variance: np.ndarray) -> np.ndarray:
+    """Deviations of strata from their mean, scaled to the variance of one stratum by itself.
+
+    What a stratum is off the mean of all has a little less variance than what it differs by.
+    """
+    return (level - _centre(level, variance)[0]) / np.sqrt(1 - 1 / len(level))
+
+
 def _variance_between(level: np.ndarray, noise: np.ndarray) -> float:
     """Variance between strata by the method of moments, precise genes counting more."""
     weight = 1 / (noise + np.median(noise) + _TINY)
     variance = 0.0
     for _ in range(_MAX_STEPS):
         before = variance
-        off = (level - _centre(level, noise + variance)[0]) / np.sqrt(1 - 1 / len(level))
+        off = _off_centre(level, noise + variance)
         variance = max(float((weight * (off**2 - noise)).sum() / weight.sum()), 0.0)
         if abs(variance - before) < _TOLERANCE:
             break

@@ -11,6 +11,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from helpers import Wreck
 
 import scvci
 from scvci.model import VCI
@@ -43,19 +44,6 @@ class _CtrlC(_Raise):
     def on_train_batch_end(self, trainer, *args):
         if trainer.current_epoch == self.epoch:
             os.kill(os.getpid(), signal.SIGINT)
-
-
-class _Wreck(pl.Callback):
-    """Spoil the weights at the start of an epoch, so that the best are those of before."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == self.epoch:
-            with torch.no_grad():
-                for parameter in pl_module.module.parameters():
-                    parameter.add_(torch.randn_like(parameter))
 
 
 def _model(adata, trained):
@@ -148,7 +136,7 @@ def test_nothing_of_a_failure_is_left_for_the_next_training(adata):
 def test_ctrl_c_keeps_the_best_weights_so_far(adata, trained, early_stopping):
     handler = signal.getsignal(signal.SIGINT)
     model = _model(adata, trained)
-    callbacks = [_Wreck(3), _CtrlC(None, 4)]
+    callbacks = [Wreck(3), _CtrlC(None, 4)]
     best = 2 if early_stopping else 3
     with (
         pytest.warns(UserWarning, match=rf"stopped. The model has the weights of epoch {best} "),

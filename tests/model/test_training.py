@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import scvi
 import torch
+from helpers import Wreck
 
 import scvci
 from scvci.data._splitter import CounterfactualSplitter
@@ -97,22 +97,9 @@ def test_validation_draws_are_the_same_in_every_epoch(adata):
     np.testing.assert_array_equal(values, values[0])
 
 
-class _Wreck(pl.Callback):
-    """Spoil the weights at the start of an epoch."""
-
-    def __init__(self, epoch):
-        self.epoch = epoch
-
-    def on_train_epoch_start(self, trainer, pl_module):
-        if trainer.current_epoch == self.epoch:
-            with torch.no_grad():
-                for parameter in pl_module.module.parameters():
-                    parameter.add_(torch.randn_like(parameter))
-
-
 def test_best_weights_are_restored(adata):
     model = _model(adata)
-    _train(model, max_epochs=8, callbacks=[_Wreck(5)])
+    _train(model, max_epochs=8, callbacks=[Wreck(5)])
     losses = model.history["validation_loss"].to_numpy(float).ravel()
     assert losses.argmin() < 5
     assert losses[-1] > losses.min() + 1
